@@ -1,0 +1,115 @@
+"""The command: one table, verb -> what it runs, imported only when asked for (`fledge --help` imports no torch)."""
+
+import sys
+from importlib import import_module
+from typing import NamedTuple
+
+
+class Verb(NamedTuple):
+    """Where a verb lives. Its options are the fields of a Struct, read alike from TOML and from --flags."""
+
+    module: str
+    options: str  # Struct
+    function: str
+    positional: tuple[str, ...]  # fields that may be given without a flag; "recipe" is a TOML file
+    help: str
+
+
+TABLE = {
+    "journey": Verb("stages.journey", "JourneyRecipe", "run", (), "raise a model through every stage"),
+    "chat": Verb("serve.terminal", "ChatOptions", "run", ("run",), "talk with the newest model of a run"),
+    "world": Verb("world.command", "WorldOptions", "run", ("out",), "write the embedded corpus to look at"),
+    "pretrain": Verb("stages.pretrain", "PretrainRecipe", "run", ("recipe",), "stage 1: a base model from text"),
+    "sft": Verb("stages.sft", "SftRecipe", "run", ("recipe",), "stage 2: teach it to answer, from conversations"),
+    "reward": Verb("stages.prefer", "RewardRecipe", "run_reward", ("recipe",), "stage 3: a reward model from pairs"),
+    "dpo": Verb("stages.prefer", "DpoRecipe", "run_dpo", ("recipe",), "stage 3: prefer chosen answers, without a reward model"),
+    "resume": Verb("stages.history", "ResumeOptions", "resume", ("run",), "continue whatever was interrupted"),
+    "runs": Verb("stages.history", "RunsOptions", "runs", ("folder",), "all runs in a folder, with where they stand"),
+    "lineage": Verb("stages.history", "LineageOptions", "lineage", ("run",), "the family tree of a run's models"),
+    "show": Verb("stages.show", "ShowOptions", "run", ("chats",), "coloured view: which tokens of a chat are trained"),
+}
+
+
+def usage() -> str:
+    lines = ["fledge: raise a language model from text to a model people talk to", "", "usage: fledge VERB [options]", ""]
+    lines += [f"  {name:<10} {verb.help}" for name, verb in TABLE.items()]
+    lines += ["", "`fledge VERB --help` lists a verb's options. First steps: `fledge journey --quick --out runs/first`"]
+    return "\n".join(lines)
+
+
+def verb_usage(name: str, verb: Verb, kind: type) -> str:
+    from fledge.core.config import describe
+
+    named = " ".join("[RECIPE.toml]" if p == "recipe" else p.upper() for p in verb.positional)
+    rows = describe(kind)
+    width = max(len(flag) for flag, _, _ in rows)
+    lines = [f"usage: fledge {name} {named} [options]".replace("  ", " "), "", (kind.__doc__ or "").split("\n")[0], ""]
+    lines += [f"  {flag:<{width}}  {doc} [{default}]" for flag, default, doc in rows]
+    return "\n".join(lines)
+
+
+def parse(verb: Verb, kind: type, arguments: list[str]):
+    """Leading words are the verb's positionals, the rest are --flags; both and the recipe go through one check."""
+    from fledge.core.config import load_recipe, merge, parse_overrides
+
+    words = []
+    while arguments and not arguments[0].startswith("--"):
+        words.append(arguments.pop(0))
+    if len(words) > len(verb.positional):
+        raise ValueError(f"{words[len(verb.positional)]!r}: unexpected; options are written --name value")
+    given = dict(zip(verb.positional, words, strict=False))
+    recipe = given.pop("recipe", None)
+    return load_recipe(kind, recipe, merge(given, parse_overrides(arguments)))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit code (0 done, 2 bad input, 128 + n stopped by signal n)."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if arguments[0] == "--version":
+        from fledge import __version__
+
+        print(__version__)
+        return 0
+    name = arguments.pop(0)
+    if name not in TABLE:
+        import difflib
+
+        near = difflib.get_close_matches(name, TABLE, n=1)
+        hint = f"did you mean `fledge {near[0]}`?" if near else "`fledge --help` lists the verbs"
+        print(f"error: no verb {name!r}: {hint}", file=sys.stderr)
+        return 2
+    verb = TABLE[name]
+    module = import_module(f"fledge.{verb.module}")
+    kind = getattr(module, verb.options)
+    if "--help" in arguments or "-h" in arguments:
+        print(verb_usage(name, verb, kind))
+        return 0
+    return _guarded(lambda: getattr(module, verb.function)(parse(verb, kind, arguments)))
+
+
+def _guarded(work) -> int:
+    """Run `work`; what a user can mend is one clear message, our own bugs keep their traceback."""
+    from fledge.core.train import Interrupted
+
+    try:
+        work()
+    except Interrupted as stop:
+        print(f"{stop}; continue with `fledge resume`", file=sys.stderr)
+        return stop.exit_code
+    except KeyboardInterrupt:
+        print("stopped; continue with `fledge resume`", file=sys.stderr)
+        return 130
+    except FloatingPointError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except (ValueError, OSError) as error:
+        print(f"error: {getattr(error, 'strerror', None) or error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,245 @@
+"""One checkpoint format: a folder that is either whole and verified, or is not there.
+
+    run/checkpoints/step-000200/
+        model.safetensors  optimizer.safetensors  state.json  card.json  tokenizer.json  MANIFEST.json
+
+Written to a temporary folder, every file fsynced, the manifest (sizes, sha256) last, then renamed. No pickle.
+"""
+
+import fcntl
+import hashlib
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+FORMAT = "fledge-checkpoint-1"
+_KEEP = 2  # the newest and the one before, to fall back on
+
+
+class DamagedCheckpoint(ValueError):
+    """A checkpoint whose bytes are not what its manifest says; names the file and the way out."""
+
+
+def canonical_json(value: Any) -> bytes:
+    """Sorted keys, no spaces: equal values give equal bytes."""
+    return msgspec.json.encode(value, order="deterministic") + b"\n"
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Write and fsync one file."""
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def fsync_folder(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replace one file so that readers see the old or the new bytes, never a mixture."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    write_durably(temporary, data)
+    os.replace(temporary, path)
+    fsync_folder(path.parent)
+
+
+def save_checkpoint(
+    run: Path,
+    step: int,
+    *,
+    model: dict[str, Tensor],
+    optimizer: dict[str, Tensor],
+    state: dict[str, Any],
+    card: dict[str, Any],
+    tokenizer: bytes = b"",
+) -> Path:
+    """Write step `step` of `run` and return its folder; older checkpoints beyond the last two are removed after."""
+    parent = run / "checkpoints"
+    final, temporary = parent / f"step-{step:07d}", parent / f".step-{step:07d}.tmp"
+    if temporary.exists():
+        shutil.rmtree(temporary)
+    temporary.mkdir(parents=True)
+    files = {
+        "model.safetensors": save_tensors({k: v.detach().cpu().contiguous() for k, v in model.items()}),
+        "optimizer.safetensors": save_tensors({k: v.detach().cpu().contiguous() for k, v in optimizer.items()}),
+        "state.json": canonical_json(state),
+        "card.json": canonical_json(card),
+        "tokenizer.json": tokenizer,
+    }
+    try:
+        for name, data in files.items():
+            write_durably(temporary / name, data)
+        body = {
+            "format": FORMAT,
+            "step": step,
+            "files": {name: {"bytes": len(data), "sha256": sha256(data)} for name, data in files.items()},
+        }
+        manifest = {"body": body, "sha256": sha256(canonical_json(body))}
+        write_durably(temporary / "MANIFEST.json", canonical_json(manifest))
+        fsync_folder(temporary)
+        if final.exists():  # the same step saved again after a resume: same bytes, the old copy goes
+            shutil.rmtree(final)
+        os.rename(temporary, final)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        size = sum(map(len, files.values()))
+        raise OSError(
+            error.errno,
+            f"could not write checkpoint {final} ({size / 1e6:.1f} MB): {error.strerror}; earlier checkpoints are "
+            "intact. Free space or make the folder writable, then `fledge resume`",
+        ) from error
+    fsync_folder(parent)
+    for old in list_checkpoints(run)[:-_KEEP]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def list_checkpoints(run: Path) -> list[Path]:
+    """Checkpoint folders of a run, oldest first; unfinished temporary folders are not checkpoints."""
+    return sorted((run / "checkpoints").glob("step-*"))
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise DamagedCheckpoint(f"{path} is missing from the checkpoint") from None
+
+
+def verify(folder: Path) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """Read every file once, check each against the manifest and return (bytes by name, manifest body).
+
+    Raises DamagedCheckpoint naming the file. Any flipped bit is found: the files by their sha256, the manifest by its
+    own and by being the canonical encoding of what it says.
+    """
+    path = folder / "MANIFEST.json"
+    raw = _read(path)
+    try:
+        manifest = msgspec.json.decode(raw)
+        body = manifest["body"]
+        whole = canonical_json(manifest) == raw and sha256(canonical_json(body)) == manifest["sha256"]
+    except (msgspec.DecodeError, KeyError, TypeError):
+        whole = False
+    if not whole:
+        raise DamagedCheckpoint(f"{path} is damaged: its sha256 is not the one it states")
+    if body["format"] != FORMAT:
+        raise DamagedCheckpoint(f"{path} has format {body['format']!r}; this version reads {FORMAT!r}")
+    files = {}
+    for name, expected in body["files"].items():
+        data = files[name] = _read(folder / name)
+        if len(data) != expected["bytes"] or sha256(data) != expected["sha256"]:
+            raise DamagedCheckpoint(
+                f"{folder / name} is damaged: {len(data)} bytes with sha256 {sha256(data)[:12]}, "
+                f"the manifest says {expected['bytes']} bytes, {expected['sha256'][:12]}"
+            )
+    return files, body
+
+
+class Checkpoint(msgspec.Struct):
+    """A verified checkpoint in memory."""
+
+    path: Path
+    id: str  # sha256 of the manifest: names the exact weights
+    step: int
+    card: dict[str, Any]
+    state: dict[str, Any]
+    files: dict[str, bytes]
+
+    def model_tensors(self) -> dict[str, Tensor]:
+        return load_tensors(self.files["model.safetensors"])
+
+    def optimizer_tensors(self) -> dict[str, Tensor]:
+        return load_tensors(self.files["optimizer.safetensors"])
+
+
+def resolve(path: Path | str) -> Path:
+    """The checkpoint folder meant by a path: itself, or the newest in a stage's run folder, or of a journey's last model.
+
+    Raises ValueError when there is none.
+    """
+    path = Path(path)
+    if (path / "MANIFEST.json").exists():
+        return path
+    for candidate in (path, *(path / name for name in ("aligned", "sft", "base"))):
+        if found := list_checkpoints(candidate):
+            return found[-1]
+    raise ValueError(f"no checkpoint in {path}: expected a checkpoint folder, a stage's run folder or a journey's folder")
+
+
+def load_checkpoint(path: Path | str) -> Checkpoint:
+    """Verify and load. A damaged newest checkpoint is an error that offers the one before; it is never used silently."""
+    folder = resolve(path)
+    try:
+        files, body = verify(folder)
+    except DamagedCheckpoint as error:
+        older = [c for c in list_checkpoints(folder.parent.parent) if c.name < folder.name]
+        offer = (
+            f"the checkpoint before it is {older[-1]}: remove {folder} to continue from there"
+            if older
+            else "there is no earlier checkpoint: restore this one from a backup or start the stage again"
+        )
+        raise DamagedCheckpoint(f"{error}. Nothing was changed; {offer}") from None
+    return Checkpoint(
+        path=folder,
+        id=sha256(canonical_json(body)),
+        step=body["step"],
+        card=msgspec.json.decode(files["card.json"]),
+        state=msgspec.json.decode(files["state.json"]),
+        files=files,
+    )
+
+
+@contextmanager
+def run_lock(run: Path) -> Iterator[None]:
+    """Hold the run folder for this process; a second trainer is refused by name. The lock dies with its process."""
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        file = open(run / "lock", "a+")
+    except OSError as error:
+        raise OSError(
+            error.errno, f"cannot write to {run}: {error.strerror}; choose another --out or make it writable"
+        ) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise ValueError(
+                f"{run} is being trained by another process ({file.read().strip() or 'unknown'}): "
+                "wait for it, stop it, or choose another --out"
+            ) from None
+        file.truncate(0)
+        file.write(f"pid {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
+
+
+def require_space(run: Path, checkpoint_bytes: int) -> None:
+    """Raise OSError before any work when the disk cannot hold two checkpoints."""
+    free = shutil.disk_usage(run).free
+    if free < 2 * checkpoint_bytes:
+        raise OSError(
+            28,
+            f"{run} has {free / 1e6:.1f} MB free; two checkpoints need {2 * checkpoint_bytes / 1e6:.1f} MB: "
+            "free space or choose another --out",
+        )

@@ -1,0 +1,222 @@
+"""Settings of the loop, and how a recipe is read: TOML, then `--section.key value`, then every error in one list."""
+
+import difflib
+import tomllib
+import types
+import typing
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import msgspec
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a stage is trained; the same fields for every stage."""
+
+    steps: int | None = None
+    "Optimiser steps; None lets the stage derive them from its tokens or epochs."
+    batch_tokens: int = 4096
+    "Positions per optimiser step over all ranks."
+    micro_tokens: int = 16384
+    "Positions per forward pass; smaller saves memory and gives the same gradient."
+    lr: float = 1e-3
+    "Peak learning rate."
+    min_lr: float = 0.1
+    "Final learning rate as a share of the peak."
+    warmup: float = 0.02
+    "Share of the steps spent warming up."
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    "Shape of the decay."
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    "AdamW, or Muon for the blocks' matrices with AdamW for the rest."
+    beta1: float = 0.9
+    "AdamW's decay of the gradient's mean."
+    beta2: float = 0.95
+    "AdamW's decay of the gradient's square."
+    weight_decay: float = 0.1
+    "Decoupled weight decay of matrices."
+    clip: float = 1.0
+    "Largest gradient norm; larger ones are scaled down."
+    spike_sigma: float | None = 8.0
+    "Skip a step whose loss or gradient norm is this many deviations above the last 128; None turns it off."
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    "Dtype of activations and products; weights stay float32."
+    device: str = "auto"
+    "auto, cpu, cuda or cuda:1."
+    threads: int | None = None
+    "CPU threads; None takes all usable cores."
+    compile: bool = False
+    "Compile the model with torch.compile: worth its 20-80 s start from about 5 minutes of training on."
+    save_seconds: float = 120.0
+    "Time between checkpoints, in seconds."
+    seed: int = 0
+    "Seed of the initial weights and the order of the data."
+
+    def problems(self) -> list[str]:
+        """Every rule these settings break, in words."""
+        found = []
+
+        def rule(ok: bool, name: str, must: str) -> None:
+            if not ok:
+                found.append(f"train.{name} = {getattr(self, name)!r}: must be {must}")
+
+        rule(self.steps is None or 1 <= self.steps <= 10**9, "steps", "between 1 and 1e9")
+        rule(self.batch_tokens >= 1, "batch_tokens", "at least 1")
+        rule(self.micro_tokens >= 1, "micro_tokens", "at least 1")
+        rule(0 < self.lr < 10, "lr", "above 0 and below 10; 1e-3 is usual")
+        rule(0 <= self.min_lr <= 1, "min_lr", "a share between 0 and 1 of lr")
+        rule(0 <= self.warmup < 1, "warmup", "a share of the steps in [0, 1)")
+        rule(0 <= self.beta1 < 1, "beta1", "in [0, 1)")
+        rule(0 <= self.beta2 < 1, "beta2", "in [0, 1)")
+        rule(self.weight_decay >= 0, "weight_decay", "at least 0; 0 turns it off")
+        rule(self.clip > 0, "clip", "above 0; inf turns it off")
+        rule(self.spike_sigma is None or self.spike_sigma > 0, "spike_sigma", "above 0, or none to turn it off")
+        rule(self.save_seconds > 0, "save_seconds", "above 0")
+        rule(self.threads is None or self.threads >= 1, "threads", "at least 1")
+        return found
+
+
+def _struct_of(kind: Any) -> type[msgspec.Struct] | None:
+    options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    return next((o for o in options if isinstance(o, type) and issubclass(o, msgspec.Struct)), None)
+
+
+def _check(kind: type[msgspec.Struct], data: dict[str, Any], prefix: str, errors: list[str]) -> None:
+    """Collect unknown keys (with the nearest known one) and wrong types of `data` as a `kind`."""
+    known = {f.name: f for f in msgspec.structs.fields(kind)}
+    for key, value in data.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+            hint = f"did you mean {prefix}{near[0]}?" if near else f"known keys: {', '.join(known)}"
+            errors.append(f"{prefix}{key}: unknown key; {hint}")
+            continue
+        inner = _struct_of(known[key].type)
+        if inner and isinstance(value, dict):
+            _check(inner, value, f"{prefix}{key}.", errors)
+            continue
+        try:
+            msgspec.convert(value, known[key].type)
+        except msgspec.ValidationError as error:
+            errors.append(f"{prefix}{key} = {value!r}: {str(error).split(' - at ')[0]}")
+    for name, field in known.items():
+        if field.required and name not in data:
+            errors.append(f"{prefix}{name}: required; set it in the recipe or with --{prefix}{name}")
+
+
+def _literal(text: str) -> Any:
+    """A command-line value by TOML's rules: 1e-3, 1_000, true, "text", [..]; `none`; anything else is text."""
+    if text.lower() == "none":
+        return None
+    try:
+        return tomllib.loads(f"x = {text}")["x"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def parse_overrides(arguments: list[str]) -> dict[str, Any]:
+    """["--train.steps", "200", "--name=x"] -> {"train": {"steps": 200}, "name": "x"}. A key given twice makes a list."""
+    found: dict[str, Any] = {}
+    rest = list(arguments)
+    while rest:
+        flag = rest.pop(0)
+        if not flag.startswith("--") or len(flag) < 3:
+            raise ValueError(f"{flag!r}: expected --section.key value, for example --train.steps 200")
+        key, equals, value = flag[2:].partition("=")
+        if not equals:
+            if not rest or (rest[0].startswith("--") and len(rest[0]) > 2):
+                value = "true"
+            else:
+                value = rest.pop(0)
+        node = found
+        *sections, last = key.replace("-", "_").split(".")
+        for section in sections:
+            node = node.setdefault(section, {})
+        parsed = _literal(value)
+        if last in node:
+            before = node[last] if isinstance(node[last], list) else [node[last]]
+            node[last] = [*before, parsed]
+        else:
+            node[last] = parsed
+    return found
+
+
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over` wins, section by section."""
+    result = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(result.get(key), dict)
+        result[key] = merge(result[key], value) if both else value
+    return result
+
+
+def _wrap_lists(kind: type[msgspec.Struct], data: dict[str, Any]) -> dict[str, Any]:
+    """A single value given for a list field (`--text docs/`) is a list of one."""
+    result = dict(data)
+    for field in msgspec.structs.fields(kind):
+        listed = typing.get_origin(field.type) in (list, tuple)
+        if listed and field.name in result and not isinstance(result[field.name], list | tuple):
+            result[field.name] = [result[field.name]]
+    return result
+
+
+def build(kind: type[T], data: dict[str, Any]) -> T:
+    """`data` as a `kind`, or one ValueError listing every unknown key, wrong type and broken rule."""
+    data = _wrap_lists(kind, data)
+    errors: list[str] = []
+    _check(kind, data, "", errors)
+    if not errors:
+        made = msgspec.convert(data, kind)
+        errors = made.problems()
+        if not errors:
+            return made
+    lines = "\n  ".join(errors)
+    raise ValueError(f"{len(errors)} setting{'s' * (len(errors) > 1)} cannot be used:\n  {lines}")
+
+
+def load_recipe(kind: type[T], path: Path | str | None, overrides: dict[str, Any]) -> T:
+    """A TOML recipe (or none) with command-line overrides on top; the command line wins."""
+    data: dict[str, Any] = {}
+    if path is not None:
+        try:
+            data = tomllib.loads(Path(path).read_text("utf-8"))
+        except FileNotFoundError:
+            raise ValueError(f"recipe {path} does not exist") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"recipe {path} is not valid TOML: {error}") from None
+    return build(kind, merge(data, overrides))
+
+
+def field_docs(kind: type[msgspec.Struct]) -> dict[str, str]:
+    """The sentence under each field of a Struct, its bases included, read from the source."""
+    import ast
+    import inspect
+    import textwrap
+
+    docs: dict[str, str] = {}
+    for owner in reversed([c for c in kind.__mro__ if issubclass(c, msgspec.Struct) and c is not msgspec.Struct]):
+        body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0].body
+        for field, text in zip(body, body[1:], strict=False):
+            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+                docs[field.target.id] = text.value.value
+    return docs
+
+
+def describe(kind: type[msgspec.Struct], prefix: str = "--") -> list[tuple[str, str, str]]:
+    """(flag, default, sentence) of every field reachable from `kind`, for --help."""
+    rows = []
+    docs = field_docs(kind)
+    for field in msgspec.structs.fields(kind):
+        default = field.default if field.default is not msgspec.NODEFAULT else None
+        if inner := _struct_of(field.type):
+            shown = {f"{prefix}{field.name}.{k}": v for k, v in msgspec.structs.asdict(default or inner()).items()}
+            rows += [(flag, _show(shown.get(flag, old)), doc) for flag, old, doc in describe(inner, f"{prefix}{field.name}.")]
+        else:
+            shown = "required" if field.required else _show(default if field.default is not msgspec.NODEFAULT else [])
+            rows.append((prefix + field.name, shown, docs.get(field.name, "")))
+    return rows
+
+
+def _show(value: Any) -> str:
+    return value if isinstance(value, str) else "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,108 @@
+"""What a run leaves to read: metrics.jsonl (the same bytes for the same run), speed.jsonl (clock), and a live bar."""
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import IO, Any
+
+import msgspec
+
+
+class MetricsLog:
+    """Append-only JSON lines, one per step. Deterministic figures and clock figures are kept in separate files."""
+
+    def __init__(self, run: Path, offset: int):
+        """Open for appending at byte `offset`: lines after it belong to steps that will be done again."""
+        self._file: IO[bytes] = open(run / "metrics.jsonl", "ab")
+        if self._file.tell() < offset:
+            raise ValueError(
+                f"{run / 'metrics.jsonl'} has {self._file.tell()} bytes, the checkpoint was saved at {offset}: "
+                "the log was cut or replaced; restore it, or start the stage again in another folder"
+            )
+        self._file.truncate(offset)
+        self._speed: IO[bytes] = open(run / "speed.jsonl", "ab")
+
+    def write(self, row: dict[str, Any], speed: dict[str, Any]) -> None:
+        self._file.write(msgspec.json.encode(row) + b"\n")
+        self._speed.write(msgspec.json.encode(speed) + b"\n")
+
+    def flush(self, durably: bool = False) -> int:
+        """Push to the kernel (and to the disk if `durably`); returns the offset to keep in a checkpoint."""
+        self._file.flush()
+        self._speed.flush()
+        if durably:
+            os.fsync(self._file.fileno())
+        return os.fstat(self._file.fileno()).st_size
+
+    def close(self) -> None:
+        self._file.close()
+        self._speed.close()
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Rows of a log; a torn last line (a run still writing, or killed) is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")
+    return [msgspec.json.decode(line) for line in lines[:-1] if line]
+
+
+def console():
+    """One rich console for the program, on stderr so that stdout stays for results."""
+    global _console
+    if _console is None:
+        from rich.console import Console
+
+        _console = Console(stderr=True, highlight=False)
+    return _console
+
+
+_console = None
+
+
+def say(text: str) -> None:
+    """A plain line for the user."""
+    console().print(text, markup=False, soft_wrap=True)
+
+
+class Bar:
+    """A stage's live bar (tokens done, loss, tokens/s, time left); plain lines every `every_seconds` off a terminal."""
+
+    def __init__(self, name: str, *, steps: int, first_step: int = 0, every_seconds: float = 10.0):
+        self.name, self.steps, self.first = name, steps, first_step
+        self.every = every_seconds
+        self.start = self.last = time.monotonic()
+        self.tokens = 0
+        self.live = None
+        if console().is_terminal:
+            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+            self.live = Progress(
+                TextColumn("[bold]{task.description:<12}"),
+                BarColumn(),
+                TextColumn("{task.percentage:>3.0f}%  {task.fields[note]}"),
+                TimeRemainingColumn(),
+                console=console(),
+            )
+            self.live.start()
+            self.task = self.live.add_task(name, total=steps, completed=first_step, note="")
+
+    def update(self, step: int, tokens: int, figures: dict[str, float]) -> None:
+        """`step` steps are done; `tokens` were in this one."""
+        self.tokens += tokens
+        now = time.monotonic()
+        rate = self.tokens / max(1e-9, now - self.start)
+        shown = "  ".join(f"{k} {v:.3f}" for k, v in figures.items())
+        note = f"{self.tokens:,} tokens  {shown}  {rate:,.0f} tokens/s"
+        if self.live:
+            self.live.update(self.task, completed=step, note=note)
+        elif now - self.last >= self.every or step == self.steps:
+            left = (self.steps - step) * (now - self.start) / max(1, step - self.first)
+            say(f"{self.name}: step {step}/{self.steps}  {note}  {left:.0f} s left")
+            self.last = now
+
+    def close(self) -> None:
+        if self.live:
+            self.live.stop()
+        sys.stderr.flush()

@@ -1,0 +1,225 @@
+"""The loop. Every stage is this function with another source of batches and another objective."""
+
+import math
+import os
+import signal
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fledge.core import parallel
+from fledge.core.batch import Batch, Source
+from fledge.core.checkpoint import (
+    Checkpoint,
+    canonical_json,
+    list_checkpoints,
+    load_checkpoint,
+    require_space,
+    run_lock,
+    save_checkpoint,
+    write_atomically,
+)
+from fledge.core.config import TrainConfig
+from fledge.core.log import MetricsLog
+from fledge.core.model import Transformer
+from fledge.core.objectives import Objective
+from fledge.core.optim import Optimizer, schedule_factor
+from fledge.core.runtime import choose_device, choose_dtype, set_threads
+
+_WINDOW = 128  # steps the spike rule looks back on (OLMo 2, section 3.1, skips on the same window)
+_BAD_IN_A_ROW = 3
+
+
+class StepEvent(NamedTuple):
+    """What a hook sees after each step."""
+
+    step: int  # steps done
+    steps: int
+    tokens: int  # positions in this step
+    figures: dict[str, float]
+    model: Transformer
+
+
+Hook = Callable[[StepEvent], None]
+
+
+class Interrupted(RuntimeError):
+    """The run was asked to stop and has saved; `fledge resume` continues it bit for bit."""
+
+    def __init__(self, message: str, signal_number: int):
+        super().__init__(message)
+        self.exit_code = 128 + signal_number
+
+
+class Guard:
+    """Decides whether a step may be applied; its memory is part of the checkpoint."""
+
+    def __init__(self, sigma: float | None):
+        self.sigma = sigma
+        self.window: list[tuple[float, float]] = []
+        self.bad_in_a_row = 0
+
+    def verdict(self, loss: float, norm: float) -> str:
+        """"apply", "nonfinite" or "spike" (loss or gradient norm far above the last 128 steps')."""
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            self.bad_in_a_row += 1
+            return "nonfinite"
+        self.bad_in_a_row = 0
+        spike = self.sigma is not None and len(self.window) == _WINDOW and self._far(loss, 0) | self._far(norm, 1)
+        self.window = [*self.window[-_WINDOW + 1 :], (loss, norm)]
+        return "spike" if spike else "apply"
+
+    def _far(self, value: float, column: int) -> bool:
+        seen = [row[column] for row in self.window]
+        mean = statistics.fmean(seen)
+        return value > mean + self.sigma * max(statistics.pstdev(seen, mean), 1e-3 * abs(mean))
+
+
+@contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM; a second one quits at once (checkpoints are atomic, nothing is harmed)."""
+    seen: list[int] = []
+
+    def handler(number: int, _: Any) -> None:
+        if seen:
+            os._exit(128 + number)
+        seen.append(number)
+
+    try:
+        before = {n: signal.signal(n, handler) for n in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: whoever runs us handles signals
+        before = {}
+    try:
+        yield seen
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+def _accumulate(model, objective: Objective, batch: Batch, units: float, micro_tokens: int) -> dict[str, float]:
+    """Add the gradient of the whole batch, in micro-batches; returns loss and metrics per unit over all ranks."""
+    device = next(model.parameters()).device
+    sums: dict[str, Tensor] = {}
+    for micro in batch.split(micro_tokens):
+        micro = micro.to(device)
+        loss, metrics = objective(model(micro), micro)
+        (loss / units).backward()
+        for name, value in {"loss": loss.detach(), **metrics}.items():
+            sums[name] = sums.get(name, 0.0) + value.detach().double()
+    totals = parallel.total(torch.stack(list(sums.values())))
+    return dict(zip(sums, (totals / units).tolist(), strict=True))
+
+
+def _restore(found: Checkpoint, model: Transformer, optimizer: Optimizer, source: Source, guard: Guard) -> None:
+    model.load_state_dict(found.model_tensors())
+    tensors = found.optimizer_tensors()
+    torch.set_rng_state(tensors.pop("rng/torch"))
+    optimizer.load_tensors(tensors)
+    source.load_state_dict(found.state["source"])
+    guard.window = [tuple(row) for row in found.state["window"]]
+    guard.bad_in_a_row = found.state["bad_in_a_row"]
+
+
+def train(
+    model: Transformer,
+    source: Source,
+    objective: Objective,
+    config: TrainConfig,
+    *,
+    out: Path,
+    card: dict[str, Any],
+    tokenizer: bytes = b"",
+    hooks: Iterable[Hook] = (),
+) -> Path:
+    """Train for config.steps steps and return the last checkpoint's folder; continues what `out` already holds.
+
+    card: what the checkpoint says about itself (stage, parent, recipe, model config). Raises Interrupted after saving on
+    SIGINT or SIGTERM, FloatingPointError after three non-finite steps in a row, ValueError for settings that cannot work.
+    """
+    if config.problems() or config.steps is None:
+        raise ValueError("; ".join(config.problems() or ["train.steps is not set: say how many steps"]))
+    device = choose_device(config.device)
+    set_threads(config.threads)
+    rank, world = parallel.start()
+    model.to(device).train()
+    model.compute_dtype = choose_dtype(config.precision, device)
+    step_model = torch.compile(model, dynamic=False) if config.compile else model
+    optimizer = Optimizer(
+        model, kind=config.optimizer, lr=config.lr, betas=(config.beta1, config.beta2), weight_decay=config.weight_decay
+    )
+    guard = Guard(config.spike_sigma)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    weight_bytes = sum(p.numel() * p.element_size() for p in parameters)
+    with run_lock(out if rank == 0 else out / f"rank-{rank}"), _interrupts() as signals:
+        first, offset = 0, 0
+        if list_checkpoints(out):
+            found = load_checkpoint(out)
+            _restore(found, model, optimizer, source, guard)
+            first, offset = found.step, found.state["log_bytes"]
+        if first >= config.steps:
+            return list_checkpoints(out)[-1]
+        require_space(out, 3 * weight_bytes)
+        log = MetricsLog(out, offset) if rank == 0 else None
+        saved_at = started = time.monotonic()
+        batches = iter(source)
+
+        def save(step: int) -> Path:
+            tensors = {**optimizer.tensors(), "rng/torch": torch.get_rng_state()}
+            state = {
+                "source": source.state_dict(),
+                "window": guard.window,
+                "bad_in_a_row": guard.bad_in_a_row,
+                "log_bytes": log.flush(durably=True),
+            }
+            return save_checkpoint(
+                out, step, model=model.state_dict(), optimizer=tensors, state=state, card=card, tokenizer=tokenizer
+            )
+
+        try:
+            for step in range(first, config.steps):
+                whole = next(batches)
+                batch = whole.shard(rank, world)
+                batch.check()
+                units = parallel.total(batch.units)
+                figures = _accumulate(step_model, objective, batch, units, config.micro_tokens)
+                parallel.sum_gradients(model)
+                norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip).item()
+                lr = config.lr * schedule_factor((step + 1) / config.steps, config.schedule, config.warmup, config.min_lr)
+                verdict = guard.verdict(figures["loss"], norm)
+                if verdict == "apply":
+                    optimizer.step(lr)
+                optimizer.zero_grad()
+                figures |= {"grad_norm": norm, "lr": lr}
+                row = {"step": step + 1, **figures, "tokens": whole.tokens.numel()}
+                if verdict != "apply":
+                    row |= {"skipped": verdict, "ids": [] if whole.ids is None else whole.ids.tolist()}
+                if log:
+                    log.write(row, {"step": step + 1, "seconds": time.monotonic() - started})
+                for hook in hooks:
+                    hook(StepEvent(step + 1, config.steps, row["tokens"], figures, model))
+                if guard.bad_in_a_row >= _BAD_IN_A_ROW:
+                    good = list_checkpoints(out)
+                    raise FloatingPointError(
+                        f"loss or gradient not finite {_BAD_IN_A_ROW} steps in a row, at step {step + 1}; rows "
+                        f"{row['ids'][:16]} (all in metrics.jsonl). No bad step was applied; last good checkpoint: "
+                        f"{good[-1] if good else 'none yet'}. Lower train.lr or look at those rows"
+                    )
+                due = time.monotonic() - saved_at >= config.save_seconds
+                if rank == 0 and (due or signals or step + 1 == config.steps):
+                    path = save(step + 1)
+                    saved_at = time.monotonic()
+                if signals and step + 1 < config.steps:
+                    raise Interrupted(f"stopped at step {step + 1} of {config.steps}, saved in {out}", signals[0])
+                if log and step % 20 == 0:
+                    log.flush()
+        finally:
+            if log:
+                log.close()
+        write_atomically(out / "done.json", canonical_json({"step": config.steps})) if rank == 0 else None
+        return path if rank == 0 else out

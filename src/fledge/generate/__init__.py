@@ -1,0 +1,1 @@
+"""Generation: the engine with its KV cache, sampling, and answers to conversations."""

@@ -1,0 +1,184 @@
+"""What every stage does around the loop: open the parent, fix the recipe, time the work, show it, train."""
+
+import copy
+import math
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import torch
+
+from fledge import __version__
+from fledge.core.batch import Source
+from fledge.core.checkpoint import canonical_json, list_checkpoints, load_checkpoint, write_atomically
+from fledge.core.config import TrainConfig
+from fledge.core.log import Bar, say
+from fledge.core.model import ModelConfig, Transformer
+from fledge.core.objectives import Objective
+from fledge.core.optim import Optimizer
+from fledge.core.runtime import choose_device, choose_dtype, set_threads
+from fledge.core.train import Hook, StepEvent, train
+from fledge.text.tokenizer import Tokenizer
+
+_TIMED_STEPS = 20
+
+
+class Parent(NamedTuple):
+    """A model to start from, as its checkpoint holds it."""
+
+    model: Transformer
+    tokenizer: Tokenizer
+    id: str
+    path: Path
+    card: dict[str, Any]
+
+    def reference(self) -> dict[str, str]:
+        """How a child's card names it."""
+        return {"id": self.id, "path": str(self.path)}
+
+
+def open_model(path: Path | str, *, head: str = "tokens", device: str = "auto", precision: str = "auto") -> Parent:
+    """Load a checkpoint (verified); `head` swaps what the model gives, new heads start at zero.
+
+    Raises ValueError when the tokenizer does not fit the embedding.
+    """
+    found = load_checkpoint(path)
+    config = msgspec.convert(found.card["model"], ModelConfig)
+    tokenizer = Tokenizer(found.files["tokenizer.json"])
+    if tokenizer.vocab_size != config.vocab_size:
+        raise ValueError(
+            f"{found.path}: the tokenizer has {tokenizer.vocab_size} tokens, the embedding {config.vocab_size} rows; "
+            "use the checkpoint with the tokenizer it was trained with"
+        )
+    model = Transformer(msgspec.structs.replace(config, head=head))
+    tensors = found.model_tensors()
+    fresh = {"value_head", "class_head"} if head != config.head else set()
+    for name in fresh & set(dict(model.named_parameters())):
+        tensors[name] = torch.zeros_like(model.get_parameter(name))
+    wanted = {n for n, _ in model.named_parameters()}
+    model.load_state_dict({n: t for n, t in tensors.items() if n in wanted})
+    where = choose_device(device)
+    model.to(where).eval()
+    model.compute_dtype = choose_dtype(precision, where)
+    return Parent(model, tokenizer, found.id, found.path, found.card)
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{prefix}.{key}" if prefix else key).items()}
+
+
+def fix_recipe(out: Path, stage: str, recipe: msgspec.Struct) -> dict[str, Any]:
+    """Write the recipe beside its run, or refuse a folder that holds another one, listing the differences."""
+    wanted = {"stage": stage, "recipe": msgspec.to_builtins(recipe)}
+    path = out / "recipe.json"
+    if path.exists():
+        held = msgspec.json.decode(path.read_bytes())
+        old, new = _flat(held), _flat(msgspec.json.decode(canonical_json(wanted)))
+        changed = [f"{k}: {old.get(k)!r} there, {new.get(k)!r} now" for k in sorted({*old, *new}) if old.get(k) != new.get(k)]
+        if changed:
+            raise ValueError(
+                f"{out} holds another run; it differs in\n  " + "\n  ".join(changed)
+                + f"\nChoose another --out, or `fledge resume {out}` to continue the one there"
+            )
+    else:
+        try:
+            write_atomically(path, canonical_json(wanted))
+        except OSError as error:
+            raise OSError(
+                error.errno, f"cannot write to {out}: {error.strerror}; choose another --out or make it writable"
+            ) from error
+    return wanted
+
+
+def time_steps(model: Transformer, source: Source, objective: Objective, config: TrainConfig) -> float:
+    """Seconds per step, from 20 steps on a copy of the model; leaves model and source as they were."""
+    device = choose_device(config.device)
+    set_threads(config.threads)
+    trial = copy.deepcopy(model).to(device).train()
+    trial.compute_dtype = choose_dtype(config.precision, device)
+    optimizer = Optimizer(trial, kind=config.optimizer, lr=0.0)
+    state, batches = source.state_dict(), iter(source)
+    warm = 3
+    for step in range(warm + _TIMED_STEPS):
+        if step == warm:
+            start = time.monotonic()
+        batch = next(batches)
+        for micro in batch.split(config.micro_tokens):
+            micro = micro.to(device)
+            (objective(trial(micro), micro)[0] / batch.units).backward()
+        optimizer.step(0.0)
+        optimizer.zero_grad()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    seconds = (time.monotonic() - start) / _TIMED_STEPS
+    source.load_state_dict(state)
+    return seconds
+
+
+def progress(name: str, steps: int, first: int, shown: Iterable[str] = ("loss",)) -> tuple[Hook, Bar]:
+    """A hook that drives the live bar."""
+    bar = Bar(name, steps=steps, first_step=first)
+
+    def hook(event: StepEvent) -> None:
+        bar.update(event.step, event.tokens, {k: event.figures[k] for k in shown if k in event.figures})
+
+    return hook, bar
+
+
+def run_stage(
+    stage: str,
+    model: Transformer,
+    tokenizer: Tokenizer,
+    source: Source,
+    objective: Objective,
+    config: TrainConfig,
+    *,
+    out: Path,
+    recipe: dict[str, Any],
+    parent: Parent | None,
+    data: dict[str, Any],
+    shown: Iterable[str] = ("loss",),
+    quiet: bool = False,
+) -> Path:
+    """Train one stage with its bar, its card and a time estimate; returns the last checkpoint."""
+    done = list_checkpoints(out)
+    first = int(done[-1].name.split("-")[1]) if done else 0
+    card = {
+        "stage": stage,
+        "parent": parent.reference() if parent else None,
+        "model": msgspec.to_builtins(model.config),
+        "recipe": recipe["recipe"],
+        "data": data,
+        "fledge": __version__,
+        "torch": str(torch.__version__),
+    }
+    if first >= config.steps:
+        return done[-1]
+    hooks, bar = [], None
+    if not quiet:
+        if config.steps - first > 5 * _TIMED_STEPS:  # otherwise the timing costs more than it tells
+            estimate = (config.steps - first) * time_steps(model, source, objective, config)
+            say(f"{stage}: {config.steps - first} steps, about {estimate:.0f} s by a {_TIMED_STEPS}-step timing")
+        hook, bar = progress(stage, config.steps, first, shown)
+        hooks.append(hook)
+    try:
+        return train(
+            model, source, objective, config, out=out, card=card, tokenizer=tokenizer.json, hooks=hooks
+        )
+    finally:
+        if bar:
+            bar.close()
+
+
+def rows_of(config: TrainConfig, length: int) -> int:
+    """Rows of `length` positions in one step's batch."""
+    return max(1, config.batch_tokens // length)
+
+
+def with_steps(config: TrainConfig, steps: float) -> TrainConfig:
+    """`config` with `steps` filled in unless it is set already."""
+    return config if config.steps else msgspec.structs.replace(config, steps=max(1, math.ceil(steps)))

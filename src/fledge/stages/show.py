@@ -1,0 +1,62 @@
+"""The coloured token view: what of a conversation the loss counts."""
+
+import itertools
+from collections.abc import Iterator
+
+import msgspec
+
+from fledge.stages.common import open_model
+from fledge.text.formats import Chat, read_chats
+from fledge.text.readers import Rejects, require_some
+from fledge.text.template import Rendered, render_chats
+from fledge.text.tokenizer import Tokenizer
+
+
+class ShowOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Show which tokens of conversations are trained."""
+
+    chats: str
+    "Conversations in any accepted shape."
+    model: str | None = None
+    "Run or checkpoint whose tokenizer is used; None learns a small one from the file."
+    first: int = 5
+    "Conversations to show."
+
+    def problems(self) -> list[str]:
+        return [] if self.first >= 1 else [f"first = {self.first}: must be at least 1"]
+
+
+def token_view(tokenizer: Tokenizer, rendered: Rendered) -> Iterator[tuple[str, bool]]:
+    """(token as text, trained) of each token, exactly as the loss counts it."""
+    for token, weight in zip(*rendered, strict=True):
+        yield tokenizer.token_text(token), weight > 0
+
+
+def _tokenizer(options: ShowOptions, chats: list[Chat]) -> Tokenizer:
+    if options.model:
+        return open_model(options.model).tokenizer
+    return Tokenizer.train((m.content for c in chats for m in c.messages), 1024)
+
+
+def run(options: ShowOptions) -> None:
+    """Print the first conversations: trained tokens green on dark, the rest dim; a token's edges are marked."""
+    from rich.console import Console
+    from rich.text import Text
+
+    rejects = Rejects()
+    chats = list(itertools.islice(read_chats([options.chats], rejects=rejects), options.first))
+    require_some(len(chats), [options.chats], rejects, "conversations")
+    tokenizer = _tokenizer(options, chats)
+    out = Console(highlight=False)
+    for chat, rendered in zip(chats, render_chats(tokenizer, chats), strict=True):
+        line = Text()
+        for i, (text, trained) in enumerate(token_view(tokenizer, rendered)):
+            shade = ("bold white on green4", "bold white on dark_green")[i % 2] if trained else ("grey62", "grey50")[i % 2]
+            # off a terminal colours vanish, so trained tokens carry brackets there
+            line.append(text if out.is_terminal or not trained else f"[{text}]", shade)
+        trained_tokens = sum(rendered.weights)
+        out.print(Text(f"{chat.source}: {trained_tokens} of {len(rendered.tokens)} tokens trained", "bold"))
+        out.print(line, soft_wrap=True)
+        out.print()
+    if rejects.total:
+        out.print(rejects.summary(), markup=False)

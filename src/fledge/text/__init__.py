@@ -1,0 +1,1 @@
+"""From files to tokens: documents, chats, preference pairs, tokenizer and chat template."""

@@ -1,0 +1,318 @@
+"""Files and folders to rows and documents, streamed: in memory is one line, one piece of text or one parquet batch.
+
+Two kinds of trouble are kept apart:
+
+- a *row* that is well formed but unusable is dropped and counted in `Rejects`, with its place and a reason;
+- a *file* that cannot be trusted (broken JSON, wrong encoding, damaged archive) is a ValueError that names the file,
+  the place, the rule and the remedy. Broken .jsonl lines can be waved through, up to a number: `skip_bad`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from fledge.text import files
+from fledge.text.files import Row, RowRejected
+
+PARQUET_BATCH_ROWS = 256
+SAMPLES_PER_REASON = 5
+SAMPLE_CHARS = 160
+
+TEXT_TYPES = (".txt", ".md", ".rst")
+ROW_TYPES = (".jsonl", ".json", ".parquet")
+PACKINGS = (".gz", ".zst")
+
+UNSUPPORTED = "unsupported file type"
+TOO_LONG = f"line longer than {files.MAX_LINE_BYTES // 1024**2} MiB"
+BROKEN_JSON = "broken JSON line"
+BLANK = "blank"
+
+Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
+_JSON_NAMES = {dict: "object", list: "list", str: "string", type(None): "null", bool: "true/false"}
+
+
+class Document(msgspec.Struct, frozen=True):
+    """One text to learn from. `source` is "path" for a whole file, else "path:line" (parquet: "path:row")."""
+
+    text: str
+    source: str
+
+
+class Rejects:
+    """Counts what was dropped, by file and reason, and keeps the first five samples of each reason."""
+
+    def __init__(self) -> None:
+        self._by_file: dict[str, Counter[str]] = {}
+        self._samples: dict[str, list[dict[str, str]]] = {}
+
+    def add(self, source: str, reason: str, sample: str = "") -> None:
+        """Count one reject at `source`: "path", "path:line" or "path:line:column"."""
+        file = re.sub(r"(:\d+){1,2}$", "", source)
+        self._by_file.setdefault(file, Counter())[reason] += 1
+        kept = self._samples.setdefault(reason, [])
+        if len(kept) < SAMPLES_PER_REASON:
+            kept.append({"source": source, "sample": _printable(sample)})
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Rejects by reason, most frequent first."""
+        return dict(sum(self._by_file.values(), Counter()).most_common())
+
+    @property
+    def total(self) -> int:
+        return sum(self.counts.values())
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same facts as JSON-able values: total, by_reason, by_file, samples."""
+        by_file = {file: dict(counts) for file, counts in self._by_file.items()}
+        return {"total": self.total, "by_reason": self.counts, "by_file": by_file, "samples": self._samples}
+
+    def summary(self) -> str:
+        """The counts in plain words, one line per reason with the first place it was seen."""
+        if not self._by_file:
+            return "nothing dropped"
+        lines = [f"{self.total:,} dropped:"]
+        for reason, count in self.counts.items():
+            first = self._samples[reason][0]
+            seen = f": {first['sample']}" if first["sample"] else ""
+            lines.append(f"  {count:,} {reason} (first at {first['source']}{seen})")
+        return "\n".join(lines)
+
+
+def require_some(items_count: int, paths: Paths, rejects: Rejects, what: str) -> None:
+    """Raise ValueError "0 usable `what` in ..." with the reasons, where nothing was left to train on."""
+    if items_count > 0:
+        return
+    names = ", ".join(_name(path) for path in _as_list(paths)[:5])
+    why = rejects.summary() if rejects.total else "the files are empty, or there are none"
+    raise ValueError(f"0 usable {what} in {names}: {why}\nAt least one is needed: check the path and the rows named.")
+
+
+def read_documents(
+    paths: Paths, *, encoding: str | None = None, skip_bad: int | None = None, rejects: Rejects | None = None
+) -> Iterator[Document]:
+    """Stream the texts of files and of folders (recursive, sorted by path).
+
+    Accepts .txt .md .rst (one document a file; above 64 MiB cut at blank lines) and .jsonl .json .parquet (the field
+    `text` of each row), each also as .gz or .zst. Other files inside a folder are counted as rejects, and so are
+    blank documents. `encoding` replaces the rule that text is UTF-8; `skip_bad` is the number of broken .jsonl lines
+    to drop over the whole call.
+
+    Raises ValueError at the call for a file of another type, an unknown encoding or a negative `skip_bad`, and
+    FileNotFoundError for a missing path; later ValueError for broken JSON, wrong encoding and damaged files.
+    """
+    rejects = Rejects() if rejects is None else rejects
+    reader = _Reader(paths, TEXT_TYPES + ROW_TYPES, encoding, skip_bad, rejects, columns=frozenset({"text"}))
+    return _documents(reader, rejects)
+
+
+def read_rows(
+    paths: Paths, *, encoding: str | None, skip_bad: int | None, rejects: Rejects, columns: frozenset[str]
+) -> Iterator[tuple[str, Row]]:
+    """Stream (source, row) from .jsonl, .json (array, single object or JSON lines) and .parquet files.
+
+    `columns` names the fields a parquet file is asked for. Errors as in `read_documents`.
+    """
+    reader = _Reader(paths, ROW_TYPES, encoding, skip_bad, rejects, columns)
+    return chain.from_iterable(reader.rows(path) for path in reader.paths_found())
+
+
+def _documents(reader: _Reader, rejects: Rejects) -> Iterator[Document]:
+    for path in reader.paths_found():
+        is_text = _file_type(path)[0] in TEXT_TYPES
+        for source, text in reader.pieces(path) if is_text else _row_texts(reader.rows(path), rejects):
+            if text.strip():
+                yield Document(text, source)
+            else:
+                rejects.add(source, BLANK)
+
+
+def _row_texts(rows: Iterable[tuple[str, Row]], rejects: Rejects) -> Iterator[tuple[str, str]]:
+    for source, row in rows:
+        text = row.get("text")
+        if isinstance(text, str):
+            yield source, text
+        elif text is None:
+            rejects.add(source, "no `text` field", keys_seen(row))
+        else:
+            rejects.add(source, "`text` is not a string", f"text is {kind_of(text)}: {files.brief(text)}")
+
+
+def keys_seen(row: Row) -> str:
+    """The keys of a row for a message; those that hold null are marked, for they count as absent."""
+    names = [f"{key} (null)" if value is None else key for key, value in row.items()]
+    return "keys seen: " + (", ".join(names) or "none")
+
+
+def kind_of(value: object) -> str:
+    """The JSON name of a value's type."""
+    return _JSON_NAMES.get(type(value), "number" if isinstance(value, int | float) else type(value).__name__)
+
+
+class _Reader:
+    """One reading job: its checked paths and settings, and the budget of broken lines they share."""
+
+    def __init__(
+        self,
+        paths: Paths,
+        accepted: tuple[str, ...],
+        encoding: str | None,
+        skip_bad: int | None,
+        rejects: Rejects,
+        columns: frozenset[str],
+    ) -> None:
+        self.paths, self.accepted = [Path(path) for path in _as_list(paths)], accepted
+        self.encoding, self.rejects, self.columns = encoding, rejects, columns
+        self.skip_bad, self.skipped = skip_bad or 0, 0
+        problems = [] if self.paths else ["no path given: name at least one file or folder"]
+        if skip_bad is not None and (isinstance(skip_bad, bool) or not isinstance(skip_bad, int) or skip_bad < 0):
+            problems.append(f"skip_bad is {skip_bad!r}: it must be a whole number of lines, 0 or more")
+        if encoding is not None and not files.is_text_encoding(encoding):
+            problems.append(f"encoding {encoding!r} is not known: use a name such as utf-16, latin-1 or gb18030")
+        for path in self.paths:
+            if not path.exists():
+                raise FileNotFoundError(f"{_name(path)}: no such file or folder; check the path")
+            if not path.is_dir() and _file_type(path)[0] not in accepted:
+                kinds = " ".join(accepted)
+                problems.append(f"{_name(path)}: {UNSUPPORTED}; accepted are {kinds}, each also with .gz or .zst")
+        if problems:
+            raise ValueError("; ".join(problems))
+
+    def paths_found(self) -> Iterator[Path]:
+        for path in self.paths:
+            yield from self._walk(path) if path.is_dir() else (path,)
+
+    def _walk(self, folder: Path) -> Iterator[Path]:
+        for path in sorted(folder.iterdir()):
+            if path.is_dir() and path.is_symlink():  # a link to a parent would never end
+                self.rejects.add(_name(path), "linked folder, not followed")
+            elif path.is_dir():
+                yield from self._walk(path)
+            elif _file_type(path)[0] not in self.accepted:
+                self.rejects.add(_name(path), UNSUPPORTED)
+            elif not path.is_file():  # opening a named pipe would wait for ever
+                self.rejects.add(_name(path), "not a regular file (a link to nothing, a pipe or a device)")
+            else:
+                yield path
+
+    def pieces(self, path: Path) -> Iterator[tuple[str, str]]:
+        return _text_pieces(_name(path), self._chunks(path), self.rejects)
+
+    def rows(self, path: Path) -> Iterator[tuple[str, Row]]:
+        kind, packing = _file_type(path)
+        if kind == ".parquet":
+            return _parquet_rows(path, packing, self.columns)
+        if kind == ".json":
+            return _json_rows(_name(path), self._chunks(path), self.rejects)
+        return self._jsonl_rows(_name(path), self._chunks(path))
+
+    def _chunks(self, path: Path) -> Iterator[bytes]:
+        return files.utf8_chunks(_name(path), files.unpacked(path, _file_type(path)[1], _name(path)), self.encoding)
+
+    def _jsonl_rows(self, name: str, chunks: Iterator[bytes]) -> Iterator[tuple[str, Row]]:
+        strict, broken, first = files.StrictJSON(), 0, ""
+        for number, line in files.lines(chunks):
+            source = f"{name}:{number}"
+            if line is None:
+                self.rejects.add(source, TOO_LONG)
+            elif not line.isspace():
+                try:
+                    row = strict.row(line.decode().rstrip("\r\n"))
+                except RowRejected as error:
+                    self.rejects.add(source, error.reason, error.sample)
+                except json.JSONDecodeError as error:
+                    broken += 1
+                    self.skipped += 1
+                    first = first or f"{source}:{error.colno}: {files.json_trouble(error)}"
+                    if self.skipped <= self.skip_bad:
+                        self.rejects.add(f"{source}:{error.colno}", BROKEN_JSON, files.json_trouble(error))
+                else:
+                    if self.skipped <= self.skip_bad:  # past the budget we only count, for the message
+                        yield source, row
+        if self.skipped > self.skip_bad:
+            raise ValueError(
+                f"{first}\n{broken:,} broken line(s) in {name}, {self.skip_bad:,} allowed: every line of a .jsonl file "
+                f"must be one whole JSON object. Repair the file, or drop them with `--skip-bad {self.skipped}`."
+            )
+
+
+def _as_list(paths: Paths) -> list[str | os.PathLike[str]]:
+    return [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+
+
+def _name(path: str | os.PathLike[str]) -> str:
+    """The path as text that can always be written: a name that is not UTF-8 shows its odd bytes as \\xNN."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def _printable(text: str) -> str:
+    """Escaped for a terminal: data must not move the cursor or hide its own order."""
+    cut = text if len(text) <= SAMPLE_CHARS else text[:SAMPLE_CHARS] + "..."
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in cut)
+
+
+def _file_type(path: Path) -> tuple[str, str]:
+    """(".jsonl", ".gz") for "a.jsonl.gz", (".txt", "") for "A.TXT"."""
+    stem, extension = os.path.splitext(path.name.lower())
+    return (os.path.splitext(stem)[1], extension) if extension in PACKINGS else (extension, "")
+
+
+def _text_pieces(name: str, chunks: Iterable[bytes], rejects: Rejects) -> Iterator[tuple[str, str]]:
+    """The whole text; above MAX_LINE_BYTES in pieces that end at a blank line, or at a line end where none is near."""
+    piece, piece_line, cut, cut_line = bytearray(), 1, 0, 1
+    for number, line in files.lines(chunks):
+        if line is None:
+            rejects.add(f"{name}:{number}", TOO_LONG)
+            continue
+        while piece and len(piece) + len(line) > files.MAX_LINE_BYTES:
+            if not cut:
+                cut, cut_line = len(piece), number
+            yield f"{name}:{piece_line}", piece[:cut].decode()
+            del piece[:cut]
+            piece_line, cut = cut_line, 0
+        piece += line
+        if line.isspace():
+            cut, cut_line = len(piece), number + 1
+    yield (name if piece_line == 1 else f"{name}:{piece_line}"), piece.decode()
+
+
+def _json_rows(name: str, chunks: Iterable[bytes], rejects: Rejects) -> Iterator[tuple[str, Row]]:
+    for line, row in files.json_values(name, chunks):
+        if isinstance(row, RowRejected):
+            rejects.add(f"{name}:{line}", row.reason, row.sample)
+        else:
+            yield f"{name}:{line}", row
+
+
+def _parquet_rows(path: Path, packing: str, columns: frozenset[str]) -> Iterator[tuple[str, Row]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    name, number = _name(path), 0
+    with tempfile.TemporaryFile() if packing else path.open("rb") as file:
+        if packing:  # the index of a parquet file is at its end, so it cannot be unpacked on the way
+            for chunk in files.unpacked(path, packing, name):
+                file.write(chunk)
+        try:
+            parquet = pyarrow.parquet.ParquetFile(file)
+            wanted = [column for column in parquet.schema_arrow.names if column in columns]
+            for batch in parquet.iter_batches(PARQUET_BATCH_ROWS, columns=wanted or None):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{name}:{number}", row
+        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+            why = " ".join(str(error).split())
+            raise ValueError(
+                f"{name}: not a whole parquet file, after {number:,} good rows ({why}). "
+                "It is cut short, damaged or of another type: copy or download it again."
+            ) from error

@@ -1,0 +1,373 @@
+"""Sources of batches. Order is a function of (seed, epoch, position): the state is two integers and a content hash.
+
+Shapes: B rows, T positions, P pairs.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fledge.core.batch import Batch
+from fledge.core.checkpoint import canonical_json, sha256, write_atomically
+from fledge.text.template import Rendered
+from fledge.text.tokenizer import Tokenizer
+
+_ENCODE_DOCUMENTS = 2000  # documents encoded at once
+
+
+def order(seed: int, epoch: int, count: int) -> np.ndarray:
+    """A permutation of `count` items that depends on nothing but its arguments."""
+    return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(count)
+
+
+class _Resumable:
+    """Epoch, position and content hash, and the refusal to resume on other data."""
+
+    def __init__(self, content: str):
+        self.epoch, self.position, self.content = 0, 0, content
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epoch": self.epoch, "position": self.position, "content": self.content}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state["content"] != self.content:
+            raise ValueError(
+                f"the data changed since the checkpoint (sha256 {self.content[:12]} now, {state['content'][:12]} then): "
+                "restore the data, or start the stage again in another folder"
+            )
+        self.epoch, self.position = state["epoch"], state["position"]
+
+
+class TokenStore:
+    """Documents as one memory-mapped array of tokens with offsets; each document is <bos> text <eos>."""
+
+    def __init__(self, tokens: np.ndarray, offsets: np.ndarray, bytes_: int, content: str):
+        self.tokens, self.offsets, self.bytes, self.content = tokens, offsets, bytes_, content
+
+    @classmethod
+    def build(cls, texts: Iterable[str], tokenizer: Tokenizer, folder: Path, max_tokens: int | None = None) -> "TokenStore":
+        """Encode `texts` into `folder` (kept; a second call with the same tokenizer and a finished store reads it).
+
+        max_tokens: stop after the document that reaches it. Raises ValueError when there is no text.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
+        offsets, total_bytes, digest = [0], 0, hashlib.sha256()
+        with open(folder / "tokens.bin", "wb") as file:
+            for group in _groups(texts, _ENCODE_DOCUMENTS):
+                for text, body in zip(group, tokenizer.encode_batch(group), strict=True):
+                    row = np.array([tokenizer.bos, *body, tokenizer.eos], dtype)
+                    digest.update(row.data)
+                    file.write(row.data)
+                    offsets.append(offsets[-1] + len(row))
+                    total_bytes += len(text.encode("utf-8"))
+                    if max_tokens and offsets[-1] >= max_tokens:
+                        break
+                if max_tokens and offsets[-1] >= max_tokens:
+                    break
+        if len(offsets) == 1:
+            raise ValueError("0 usable documents: give --text files or folders that hold text")
+        np.asarray(offsets, np.int64).tofile(folder / "offsets.bin")
+        digest.update(np.asarray(offsets, np.int64).data)
+        meta = {
+            "dtype": np.dtype(dtype).name,
+            "documents": len(offsets) - 1,
+            "tokens": offsets[-1],
+            "bytes": total_bytes,
+            "sha256": digest.hexdigest(),
+            "tokenizer": sha256(tokenizer.json),
+        }
+        write_atomically(folder / "store.json", canonical_json(meta))
+        return cls.open(folder)
+
+    @classmethod
+    def open(cls, folder: Path) -> "TokenStore":
+        """Map a finished store. Raises ValueError when the files are not what store.json says."""
+        import msgspec
+
+        meta = msgspec.json.decode((folder / "store.json").read_bytes())
+        tokens = np.memmap(folder / "tokens.bin", meta["dtype"], "r")
+        offsets = np.fromfile(folder / "offsets.bin", np.int64)
+        digest = hashlib.sha256(tokens.data)
+        digest.update(offsets.data)
+        if len(tokens) != meta["tokens"] or digest.hexdigest() != meta["sha256"]:
+            raise ValueError(f"{folder / 'tokens.bin'} is damaged: its sha256 is not the one in store.json; delete {folder}")
+        return cls(tokens, offsets, meta["bytes"], meta["sha256"])
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+
+def _groups(items: Iterable, size: int) -> Iterator[list]:
+    group = []
+    for item in items:
+        group.append(item)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+class DocumentSource(_Resumable):
+    """Documents in random order, joined and cut into rows of T; attention stays inside each document."""
+
+    def __init__(self, store: TokenStore, *, rows: int, length: int, seed: int):
+        super().__init__(store.content)
+        self.store, self.rows, self.length, self.seed = store, rows, length, seed
+        self.rows_per_epoch = (int(store.offsets[-1]) - 1) // length
+        if self.rows_per_epoch < 1:
+            raise ValueError(
+                f"the text has {store.offsets[-1]} tokens, one row needs {length + 1}: "
+                "give more text or a smaller model.context_tokens"
+            )
+        self._ready = -1
+
+    def _prepare(self) -> None:
+        """This epoch's document order and where each document starts in the joined stream."""
+        if self._ready == self.epoch:
+            return
+        shuffled = order(self.seed, self.epoch, len(self.store))
+        sizes = np.diff(self.store.offsets)[shuffled]
+        self._starts = np.concatenate([[0], np.cumsum(sizes)])  # in the stream
+        self._origins = self.store.offsets[shuffled]  # in the store
+        self._ready = self.epoch
+
+    def _take(self, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(tokens [n,T+1], document ordinal [n,T+1], first store position [n]) of the next n <= count rows."""
+        self._prepare()
+        count = min(count, self.rows_per_epoch - self.position)
+        first = (self.position + np.arange(count))[:, None] * self.length
+        place = first + np.arange(self.length + 1)  # [n,T+1] in the stream
+        document = np.searchsorted(self._starts, place, "right") - 1
+        origin = self._origins[document] + place - self._starts[document]
+        self.position += count
+        if self.position == self.rows_per_epoch:
+            self.epoch, self.position = self.epoch + 1, 0
+        return self.store.tokens[origin], document, origin[:, 0]
+
+    def __iter__(self) -> Iterator[Batch]:
+        while True:
+            parts, missing = [], self.rows
+            while missing:
+                parts.append(self._take(missing))
+                missing -= len(parts[-1][0])
+            tokens, document, ids = (np.concatenate(p) for p in zip(*parts, strict=True))
+            whole = torch.from_numpy(tokens.astype(np.int64))
+            docs = torch.from_numpy(document.astype(np.int32))
+            # the last token of a document predicts nothing: what follows is another document
+            weight = (docs[:, :-1] == docs[:, 1:]).float()
+            yield Batch(
+                tokens=whole[:, :-1],
+                targets=whole[:, 1:],
+                weight=weight,
+                doc=docs[:, :-1],
+                units=float(weight.sum()),
+                ids=torch.from_numpy(ids),
+            )
+
+
+class Sequences:
+    """Rendered sequences of at most T+1 tokens, flat in memory; says what it cut or dropped."""
+
+    def __init__(self, rendered: Sequence[Rendered], limit: int):
+        """limit: longest sequence in tokens. Longer ones are cut; those left without a trained token are dropped."""
+        self.cut = self.dropped = 0
+        tokens, weights, offsets, self.kept = [], [], [0], []
+        for index, (ids, counts) in enumerate(rendered):
+            if len(ids) > limit:
+                ids, counts = ids[:limit], counts[:limit]
+                self.cut += 1
+            if not any(counts):
+                self.dropped += 1
+                continue
+            self.kept.append(index)
+            tokens += ids
+            weights += counts
+            offsets.append(offsets[-1] + len(ids))
+        if not self.kept:
+            raise ValueError(
+                f"none of {len(rendered)} conversations has a trained token within {limit} tokens: "
+                "raise model.context_tokens, or check that they end with an assistant message"
+            )
+        self.tokens = np.asarray(tokens, np.int64)
+        self.weights = np.asarray(weights, np.float32)
+        self.offsets = np.asarray(offsets, np.int64)
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    @property
+    def content(self) -> str:
+        return sha256(self.tokens.tobytes() + self.weights.tobytes() + self.offsets.tobytes())
+
+
+class ChatSource(_Resumable):
+    """Conversations packed into rows of T, whole, in random order; attention stays inside each conversation."""
+
+    def __init__(self, sequences: Sequences, *, rows: int, length: int, seed: int, pad: int):
+        super().__init__(sequences.content)
+        self.sequences, self.rows, self.length, self.seed, self.pad = sequences, rows, length, seed, pad
+        self._ready = -1
+
+    def packed(self, epoch: int) -> list[list[int]]:
+        """Which sequences share each row: in shuffled order, a new row when the next does not fit."""
+        sizes = np.diff(self.sequences.offsets) - 1  # a sequence of n tokens takes n - 1 positions
+        rows, room = [], 0
+        for index in order(self.seed, epoch, len(self.sequences)).tolist():
+            size = int(sizes[index])
+            if size > room:
+                rows.append([])
+                room = self.length
+            rows[-1].append(index)
+            room -= size
+        return rows
+
+    def steps_per_epoch(self) -> int:
+        return -(-len(self.packed(0)) // self.rows)
+
+    def __iter__(self) -> Iterator[Batch]:
+        while True:
+            if self._ready != self.epoch:
+                self._rows, self._ready = self.packed(self.epoch), self.epoch
+            chosen = self._rows[self.position : self.position + self.rows]
+            self.position += len(chosen)
+            if self.position >= len(self._rows):
+                self.epoch, self.position = self.epoch + 1, 0
+            yield self._batch(chosen)
+
+    def _batch(self, rows: list[list[int]]) -> Batch:
+        shape = (len(rows), self.length)
+        tokens, targets = np.full(shape, self.pad), np.full(shape, self.pad)
+        weight, doc = np.zeros(shape, np.float32), np.full(shape, -1, np.int32)
+        flat, counts, offsets = self.sequences.tokens, self.sequences.weights, self.sequences.offsets
+        for r, members in enumerate(rows):
+            at = 0
+            for d, index in enumerate(members):
+                first, last = offsets[index], offsets[index + 1]
+                span = slice(at, at + last - first - 1)
+                tokens[r, span], targets[r, span] = flat[first : last - 1], flat[first + 1 : last]
+                weight[r, span], doc[r, span] = counts[first + 1 : last], d
+                at = span.stop
+        return Batch(
+            tokens=torch.from_numpy(tokens),
+            targets=torch.from_numpy(targets),
+            weight=torch.from_numpy(weight),
+            doc=torch.from_numpy(doc),
+            units=float(weight.sum()),
+            ids=torch.tensor([members[0] for members in rows]),
+        )
+
+
+class PairSource(_Resumable):
+    """(chosen, rejected) in neighbouring rows, padded to the longest of the step.
+
+    read="answers" weights the answers' tokens (DPO); read="end" weights the end token as input, where a reward head
+    reads its score.
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[tuple[Rendered, Rendered]],
+        *,
+        limit: int,
+        batch_tokens: int,
+        seed: int,
+        pad: int,
+        read: str = "answers",
+    ):
+        fitting = [p for p in pairs if max(len(p[0].tokens), len(p[1].tokens)) <= limit]
+        self.dropped = len(pairs) - len(fitting)
+        if not fitting:
+            raise ValueError(
+                f"none of {len(pairs)} pairs fits model.context_tokens = {limit - 1}: raise it or shorten the answers"
+            )
+        self.sequences = Sequences([side for pair in fitting for side in pair], limit)
+        super().__init__(self.sequences.content)
+        self.seed, self.pad, self.read = seed, pad, read
+        sizes = np.diff(self.sequences.offsets)
+        self.pairs = len(fitting)
+        self.pairs_per_step = max(1, min(self.pairs, int(batch_tokens / (2 * sizes.mean()))))
+        self.ref_logp: np.ndarray | None = None  # flat, aligned with sequences.tokens
+
+    def steps_per_epoch(self) -> int:
+        return -(-self.pairs // self.pairs_per_step)
+
+    def __iter__(self) -> Iterator[Batch]:
+        while True:
+            shuffled = order(self.seed, self.epoch, self.pairs)
+            chosen = shuffled[self.position : self.position + self.pairs_per_step]
+            self.position += len(chosen)
+            if self.position >= self.pairs:
+                self.epoch, self.position = self.epoch + 1, 0
+            yield self.batch(chosen.tolist())
+
+    def batch(self, pairs: Sequence[int]) -> Batch:
+        """The given pairs as rows 2i (chosen) and 2i+1 (rejected)."""
+        flat, counts, offsets = self.sequences.tokens, self.sequences.weights, self.sequences.offsets
+        members = [2 * p + side for p in pairs for side in (0, 1)]
+        longest = int(max(offsets[m + 1] - offsets[m] for m in members))
+        shape = (len(members), longest if self.read == "end" else longest - 1)
+        tokens, targets = np.full(shape, self.pad), np.full(shape, self.pad)
+        weight, reference = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+        for r, m in enumerate(members):
+            first, last = int(offsets[m]), int(offsets[m + 1])
+            size = last - first
+            if self.read == "end":
+                tokens[r, :size] = flat[first:last]
+                weight[r, size - 1] = 1.0
+                continue
+            tokens[r, : size - 1], targets[r, : size - 1] = flat[first : last - 1], flat[first + 1 : last]
+            weight[r, : size - 1] = counts[first + 1 : last]
+            if self.ref_logp is not None:
+                reference[r, : size - 1] = self.ref_logp[first + 1 : last]
+        return Batch(
+            tokens=torch.from_numpy(tokens),
+            targets=torch.from_numpy(targets),
+            weight=torch.from_numpy(weight),
+            ref_logp=None if self.ref_logp is None else torch.from_numpy(reference),
+            units=float(len(pairs)),
+            ids=torch.tensor([p for p in pairs for _ in (0, 1)]),
+            rows_per_unit=2,
+        )
+
+
+class MaskedSource(_Resumable):
+    """Masked language modelling over another source's rows (Devlin et al. 2019, section 3.1).
+
+    15% of positions are predicted; of those 80% are hidden by the mask token, 10% replaced at random, 10% kept.
+    """
+
+    def __init__(self, source: DocumentSource, *, mask: int, vocab_size: int, seed: int, share: float = 0.15):
+        super().__init__(source.content)
+        self.source, self.mask, self.vocab_size, self.seed, self.share = source, mask, vocab_size, seed, share
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self.source:
+            draw = torch.Generator().manual_seed(self.seed * 1_000_003 + self.position)
+            self.position += 1
+            chance = torch.rand(batch.tokens.shape, generator=draw)
+            kind = torch.rand(batch.tokens.shape, generator=draw)
+            noise = torch.randint(self.vocab_size, batch.tokens.shape, generator=draw)
+            weight = (chance < self.share).float()
+            hidden = torch.where(kind < 0.8, self.mask, torch.where(kind < 0.9, noise, batch.tokens))
+            tokens = torch.where(weight > 0, hidden, batch.tokens)
+            yield Batch(
+                tokens=tokens,
+                targets=batch.tokens,
+                weight=weight,
+                doc=batch.doc,
+                units=float(weight.sum()),
+                ids=batch.ids,
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"source": self.source.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.source.load_state_dict(state["source"])

@@ -1,0 +1,1 @@
+"""The embedded bilingual micro-world: a fully known source of text, conversations, preferences and test questions."""
