@@ -85,7 +85,9 @@ STRINGS_FOR_ANSWERS = ("explicit", "alpaca")
 
 content = st.text(st.characters(codec="utf-8"), min_size=1, max_size=30).filter(str.strip)
 prompts = st.builds(
-    lambda system, turns, last: said(*system, *((r, t) for pair in turns for r, t in zip((U, A), pair, strict=True)), last),
+    lambda system, turns, last: said(
+        *system, *((r, t) for pair in turns for r, t in zip((U, A), pair, strict=True)), last
+    ),
     st.lists(st.tuples(st.just(S), content), max_size=1),
     st.lists(st.tuples(content, content), max_size=2),
     st.tuples(st.just(U), content),
@@ -281,7 +283,11 @@ HH = "\n\nHuman: hi\n\nAssistant:"
         (pair_row(LEFT, LEFT), "chosen and rejected are the same", "'b'"),
         (pair_row(" ", "b", prompt="a"), "empty chosen answer", "chosen is ' '"),
         (pair_row("b", "", prompt="a"), "empty rejected answer", "rejected is ''"),
-        (pair_row(LEFT, plain(said((U, "A"), (A, "c")))), "chosen and rejected have different prompts", "at message 1:"),
+        (
+            pair_row(LEFT, plain(said((U, "A"), (A, "c")))),
+            "chosen and rejected have different prompts",
+            "at message 1:",
+        ),
         (pair_row(LEFT, LEFT + RIGHT), "chosen and rejected have different prompts", "1 and 3 messages"),
         (pair_row(LEFT, RIGHT[:1]), "nothing after the prompt", "rejected ends with user: 'a'"),
         (pair_row([], RIGHT[1:], prompt="a"), "nothing after the prompt", "chosen has 0 message(s)"),
@@ -363,7 +369,6 @@ def test_hh_is_accepted_or_rejected_with_the_true_reason():
         rows = [json.loads(line) for line in file]
     for pair in pairs:  # an independent look: each answer is the end of its own dialogue, the prompt the start of both
         row = rows[int(pair.source.rsplit(":", 1)[1]) - 1]
-        assert row["chosen"].rstrip().endswith(f"Assistant: {pair.chosen}") or pair.chosen in row["chosen"]
         assert row["chosen"].split("\n\nAssistant:")[-1].strip() == pair.chosen
         assert row["rejected"].split("\n\nAssistant:")[-1].strip() == pair.rejected
         assert row["chosen"].count("\n\nHuman:") == sum(m.role == U for m in pair.prompt)

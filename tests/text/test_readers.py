@@ -89,7 +89,7 @@ def test_errors_of_the_call_come_at_the_call(tmp_path):
     with pytest.raises(ValueError, match=r"(?s)skip_bad is -1.*encoding 'utf-99'.*a\.pdf"):
         read_documents([tmp_path / "a.pdf"], skip_bad=-1, encoding="utf-99")
     for encoding in ("hex", "rot13", "utf\0"):
-        with pytest.raises(ValueError, match="encoding .* is not known"):
+        with pytest.raises(ValueError, match=r"encoding .* is not known"):
             read_documents([tmp_path / "a.txt"], encoding=encoding)
     with pytest.raises(ValueError, match="skip_bad is True"):
         read_documents([tmp_path / "a.txt"], skip_bad=True)
@@ -130,7 +130,9 @@ def test_archives_of_several_members(tmp_path):
 def test_damaged_archives_are_named(tmp_path, pack, damage):
     packing = ".gz" if pack is gzip.compress else ".zst"
     path = write(tmp_path / f"a.txt{packing}", damage(pack(os.urandom(5000))))
-    with pytest.raises(ValueError, match=rf"a\.txt{packing}: the {packing} data is cut short or damaged.*copy or download"):
+    with pytest.raises(
+        ValueError, match=rf"a\.txt{packing}: the {packing} data is cut short or damaged.*copy or download"
+    ):
         texts(path, encoding="latin-1")
 
 

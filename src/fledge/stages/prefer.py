@@ -19,7 +19,6 @@ from fledge.text.formats import Pair, read_pairs
 from fledge.text.readers import Rejects, require_some
 from fledge.text.sources import PairSource
 from fledge.text.template import render_pairs
-from fledge.text.tokenizer import Tokenizer
 
 
 class PairRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -36,7 +35,7 @@ class PairRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     encoding: str | None = None
     "Encoding of the files where it is not UTF-8."
     skip_bad: int = 0
-    "Broken lines to skip per file before it is an error."
+    "Broken lines to skip in all before it is an error."
     train: TrainConfig = TrainConfig(lr=3e-4)
     "Settings of the loop."
 
@@ -72,19 +71,26 @@ class DpoRecipe(PairRecipe, frozen=True, kw_only=True):
         return found
 
 
+def pair_source(
+    parent: Parent, pairs: Sequence[Pair], *, read: str = "answers", batch_tokens: int = 8192, seed: int = 0
+) -> PairSource:
+    """Pairs as batches for a model; read="answers" for DPO, "end" for a reward head."""
+    limit = parent.model.config.context_tokens + (read == "answers")
+    return PairSource(
+        render_pairs(parent.tokenizer, pairs), limit=limit, batch_tokens=batch_tokens, seed=seed,
+        pad=parent.tokenizer.pad, read=read,
+    )  # fmt: skip
+
+
 def _source(recipe: PairRecipe, parent: Parent, read: str) -> tuple[PairSource, dict]:
     rejects = Rejects()
     pairs = list(read_pairs(recipe.pairs, encoding=recipe.encoding, skip_bad=recipe.skip_bad, rejects=rejects))
     require_some(len(pairs), recipe.pairs, rejects, "preference pairs")
-    limit = parent.model.config.context_tokens + (read == "answers")
-    source = PairSource(
-        render_pairs(parent.tokenizer, pairs), limit=limit, batch_tokens=recipe.train.batch_tokens,
-        seed=recipe.train.seed, pad=parent.tokenizer.pad, read=read,
-    )  # fmt: skip
+    source = pair_source(parent, pairs, read=read, batch_tokens=recipe.train.batch_tokens, seed=recipe.train.seed)
     if rejects.total:
         say(f"pairs: {rejects.summary()}")
     if source.dropped:
-        say(f"pairs: {source.dropped} of {len(pairs)} left out: longer than {limit} tokens")
+        say(f"pairs: {source.dropped} of {len(pairs)} left out: longer than the context of {parent.model.config.context_tokens}")
     data = {
         "pairs": source.pairs, "dropped": source.dropped, "rejected": rejects.as_dict(),
         "sha256": source.content, "margins": any(p.margin is not None for p in pairs),
@@ -146,13 +152,10 @@ def run_dpo(recipe: DpoRecipe, quiet: bool = False) -> Path:
 
 
 @torch.no_grad()
-def score_pairs(model: Transformer, tokenizer: Tokenizer, pairs: Sequence[Pair]) -> np.ndarray:
+def score_pairs(reward: Parent, pairs: Sequence[Pair]) -> np.ndarray:
     """Rewards [P,2] of (chosen, rejected) under a reward model."""
-    source = PairSource(
-        render_pairs(tokenizer, pairs), limit=model.config.context_tokens, batch_tokens=8192, seed=0,
-        pad=tokenizer.pad, read="end",
-    )  # fmt: skip
-    scores = []
+    source = pair_source(reward, pairs, read="end")
+    model, scores = reward.model, []
     for start in range(0, source.pairs, source.pairs_per_step):
         batch = source.batch(range(start, min(start + source.pairs_per_step, source.pairs)))
         value = (model(batch.to(model.embedding.device)).value.cpu() * batch.weight).sum(1)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import msgspec
 
+from fledge.core.checkpoint import write_atomically
 from fledge.core.config import TrainConfig
 from fledge.core.log import say
 from fledge.core.model import ModelConfig, Transformer
@@ -15,6 +16,7 @@ from fledge.text.sources import DocumentSource, TokenStore
 from fledge.text.tokenizer import Tokenizer
 
 _TOKENIZER_BYTES = 20 << 20  # text the tokenizer is learned from
+_HELDOUT_DOCUMENTS = 300
 
 
 class PretrainRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -30,10 +32,12 @@ class PretrainRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     "Tokens the tokenizer learns."
     tokens: int | None = None
     "Tokens to train on; None reads the text once."
+    heldout_every: int | None = None
+    "Keep every n-th document out of training to measure bits per byte; None trains on all."
     encoding: str | None = None
     "Encoding of the files where it is not UTF-8."
     skip_bad: int = 0
-    "Broken lines to skip per file before it is an error."
+    "Broken lines to skip in all before it is an error."
     model: ModelConfig = ModelConfig()
     "Shape of the model."
     train: TrainConfig = TrainConfig(lr=4e-3, optimizer="muon")
@@ -74,24 +78,36 @@ def prepare(recipe: PretrainRecipe, out: Path) -> tuple[Tokenizer, TokenStore, d
         found = read_documents(recipe.text, encoding=recipe.encoding, skip_bad=recipe.skip_bad, rejects=rejects)
         return (d.text for d in found)
 
+    def kept(rejects: Rejects) -> Iterator[str]:
+        """All but every n-th text; those, and the rejects, are on disk before the store says it is finished."""
+        every, apart = recipe.heldout_every, []
+        for i, text in enumerate(texts(rejects)):
+            if every and i % every == every - 1:
+                apart.append(text)
+            else:
+                yield text
+        write_atomically(folder / "heldout.json", msgspec.json.encode(apart[:_HELDOUT_DOCUMENTS]))
+        write_atomically(folder / "rejects.json", msgspec.json.encode(rejects.as_dict()))
+
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = open_model(recipe.parent).tokenizer if recipe.parent else learn_tokenizer(texts(Rejects()), recipe.vocab_size)
-    (folder / "tokenizer.json").write_bytes(tokenizer.json)
+    write_atomically(folder / "tokenizer.json", tokenizer.json)
     rejects = Rejects()
-    # the store is marked finished (store.json) only after everything else is in place
-    store = TokenStore.build(_then(texts(rejects), lambda: _write_rejects(folder, rejects)), tokenizer, folder)
+    store = TokenStore.build(kept(rejects), tokenizer, folder)
     if rejects.total:
         say(f"text: {rejects.summary()}")
     return tokenizer, store, rejects.as_dict()
 
 
-def _then(texts: Iterator[str], after) -> Iterator[str]:
-    yield from texts
-    after()
+def heldout_texts(run: Path) -> list[str]:
+    """The documents a pretraining run kept out of training."""
+    path = run / "data" / "heldout.json"
+    return msgspec.json.decode(path.read_bytes()) if path.exists() else []
 
 
-def _write_rejects(folder: Path, rejects: Rejects) -> None:
-    (folder / "rejects.json").write_bytes(msgspec.json.encode(rejects.as_dict()))
+def document_source(store: TokenStore, train: TrainConfig, length: int) -> DocumentSource:
+    """The store as batches of train.batch_tokens."""
+    return DocumentSource(store, rows=rows_of(train, length), length=length, seed=train.seed)
 
 
 def run(recipe: PretrainRecipe, quiet: bool = False) -> Path:
@@ -102,9 +118,8 @@ def run(recipe: PretrainRecipe, quiet: bool = False) -> Path:
     parent = open_model(recipe.parent) if recipe.parent else None
     model = parent.model if parent else Transformer(recipe.model.resolved(tokenizer.vocab_size)).initialise(recipe.train.seed)
     length = model.config.context_tokens
-    rows = rows_of(recipe.train, length)
-    source = DocumentSource(store, rows=rows, length=length, seed=recipe.train.seed)
-    config = with_steps(recipe.train, (recipe.tokens or len(store.tokens)) / (rows * length))
+    source = document_source(store, recipe.train, length)
+    config = with_steps(recipe.train, (recipe.tokens or len(store.tokens)) / (source.rows * length))
     data = {"documents": len(store), "tokens": len(store.tokens), "bytes": store.bytes, "sha256": store.content}
     return run_stage(
         "pretrain", model, tokenizer, source, weighted_nll, config,

@@ -30,7 +30,7 @@ class SftRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     encoding: str | None = None
     "Encoding of the files where it is not UTF-8."
     skip_bad: int = 0
-    "Broken lines to skip per file before it is an error."
+    "Broken lines to skip in all before it is an error."
     train: TrainConfig = TrainConfig(lr=1e-3)
     "Settings of the loop."
 

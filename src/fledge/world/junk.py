@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from fledge.world.dice import Dice
-from fledge.world.facts import Fact, Value, fill
+from fledge.world.facts import RELATIONS, Fact, Value, fill
 from fledge.world.relations import capital
-from fledge.world.style import join
 
 SHARES = {"boilerplate": 0.30, "copy": 0.30, "spam": 0.15, "noise": 0.13, "wrong": 0.12}
 """Shares of the junk's characters."""
@@ -68,8 +67,6 @@ def noise(language: str, dice: Dice) -> str:
 
 def wrong_fact(fact: Fact, pool: list[Value], language: str, dice: Dice) -> str:
     """A statement of the fact with another value of the same pool."""
-    from fledge.world.facts import RELATIONS
-
     value = dice.pick([value for value in pool if value.key != fact.value])
     return capital(fill(dice.pick(RELATIONS[fact.relation].wording(language).statements), fact, language, value))
 
@@ -82,11 +79,11 @@ def junk_pages(
     Copies are of grammar pages (`originals`, whose `dup_cluster` is set here), so they never change a fact's count.
     Wrong facts are about facts stated at least 20 times, so the truth always outnumbers them."""
     known = [fact for fact in facts if fact.count[language] >= 20] or facts[:1]
+    clusters = 0
     for kind, share in SHARES.items():
         written = 0
         while written < chars * share:
-            cluster = None
-            quality = kind
+            cluster, quality = None, kind
             if kind == "boilerplate":
                 text = boilerplate(language, dice)
             elif kind == "spam":
@@ -94,21 +91,15 @@ def junk_pages(
             elif kind == "noise":
                 text = noise(language, dice)
             elif kind == "wrong":
-                text = wrong_fact(fact := dice.pick(known), pools[fact.relation], language, dice)
+                fact = dice.pick(known)
+                text = wrong_fact(fact, pools[fact.relation], language, dice)
             else:
                 original = dice.pick(originals)
-                cluster = original["dup_cluster"] = original["dup_cluster"] or f"{language}-{id_of(original, originals)}"
-                near = dice.chance(0.5)
+                if original["dup_cluster"] is None:
+                    original["dup_cluster"], clusters = f"{language}-{clusters}", clusters + 1
+                cluster, near = original["dup_cluster"], dice.chance(0.5)
                 quality = "near_copy" if near else "exact_copy"
-                text = join([dice.pick(NEAR_COPY[language]), original["text"]], "zh") if near else original["text"]
+                text = (dice.pick(NEAR_COPY[language]) if near else "") + original["text"]
             written += len(text)
-            yield {
-                "text": text,
-                "language": language,
-                "source": "junk",
-                "quality": quality,
-                "dup_cluster": cluster,
-                "facts": [],
-            }
-
-
+            row = {"text": text, "language": language, "source": "junk", "quality": quality}
+            yield row | {"dup_cluster": cluster, "facts": []}

@@ -1,0 +1,237 @@
+"""The whole way in one command: text -> base -> SFT -> aligned, with the controls that show why each stage is needed."""
+
+
+import resource
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+
+from fledge import __version__
+from fledge.core.checkpoint import canonical_json, write_atomically
+from fledge.core.log import read_jsonl, say
+from fledge.core.model import SIZES
+from fledge.core.runtime import choose_device, choose_dtype, set_threads, usable_cores
+from fledge.stages import material, pretrain, sft
+from fledge.stages.common import fix_recipe, open_model
+from fledge.stages.history import family
+from fledge.stages.material import Material
+from fledge.stages.prefer import DpoRecipe, RewardRecipe, run_dpo, run_reward
+from fledge.stages.report import write_report
+
+
+class JourneyRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Raise a model through every stage, on the embedded world or on your own text, chats and pairs."""
+
+    out: str = "runs/journey"
+    "Folder of the journey."
+    text: list[str] = []
+    "Your text: files and folders; without any, the embedded world is used."
+    chats: list[str] = []
+    "Your conversations; without any, the journey ends with a base model."
+    pairs: list[str] = []
+    "Your preferences; without any, the journey ends with an SFT model."
+    size: str | None = None
+    "Model size; None takes pocket for the world and proposes one for your text."
+    tokens: int | str | None = None
+    "Tokens to pretrain on, such as 5M; None is fixed for the world and proposed for your text."
+    context_tokens: int | None = None
+    "Longest sequence; None takes 128 for the world and 256 for your text."
+    minutes: float = 12.0
+    "Time the proposal for your own text aims at, in minutes."
+    quick: bool = False
+    "A smaller world and shorter stages: under two minutes."
+    seed: int = 0
+    "Seed of the world, the weights and the order of the data."
+    encoding: str | None = None
+    "Encoding of your files where it is not UTF-8."
+    skip_bad: int = 0
+    "Broken lines to skip in all before it is an error."
+
+    def problems(self) -> list[str]:
+        found = []
+        if self.size is not None and self.size not in SIZES:
+            found.append(f"size = {self.size!r}: must be one of {', '.join(SIZES)}")
+        if not self.text and (self.chats or self.pairs):
+            found.append("chats and pairs need --text: a model is raised on text first; leave all three out for the world")
+        if self.pairs and not self.chats:
+            found.append("pairs need --chats: preferences are learned by a model that already answers")
+        if self.seed < 0:
+            found.append(f"seed = {self.seed}: must be at least 0")
+        if not self.minutes > 0:
+            found.append(f"minutes = {self.minutes}: must be above 0")
+        if self.context_tokens is not None and self.context_tokens < 16:
+            found.append(f"context_tokens = {self.context_tokens}: must be at least 16")
+        try:
+            parse_count(self.tokens)
+        except ValueError as error:
+            found.append(str(error))
+        return found
+
+
+def parse_count(text: int | str | None) -> int | None:
+    """5M, 200k, 1_000_000 or a plain number of tokens."""
+    if text is None or isinstance(text, int):
+        if isinstance(text, int) and text < 1:
+            raise ValueError(f"tokens = {text}: must be at least 1")
+        return text
+    scale = {"k": 10**3, "m": 10**6, "b": 10**9}.get(text[-1:].lower(), 1)
+    digits = (text[:-1] if scale > 1 else text).replace("_", "")
+    try:
+        count = int(float(digits) * scale)
+    except ValueError:
+        count = 0
+    if count < 1:
+        raise ValueError(f"tokens = {text!r}: must be a number of tokens such as 5M, 200k or 1_000_000")
+    return count
+
+
+class Clock:
+    """Seconds each part took, kept on disk so that a resumed journey knows the whole."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.seconds: dict[str, float] = msgspec.json.decode(path.read_bytes()) if path.exists() else {}
+
+    def time(self, part: str, work: Callable[[], Any]) -> Any:
+        start = time.monotonic()
+        try:
+            return work()
+        finally:
+            self.seconds[part] = self.seconds.get(part, 0.0) + time.monotonic() - start
+            write_atomically(self.path, canonical_json(self.seconds))
+
+
+def run(recipe: JourneyRecipe) -> Path:
+    """Go the whole way, keep every score in OUT/journey.json and draw OUT/report.html; returns OUT."""
+    out = Path(recipe.out)
+    fix_recipe(out, "journey", recipe)
+    clock = Clock(out / "clock.json")
+    device = choose_device()
+    threads = set_threads()
+    dtype = choose_dtype("auto", device)
+    say(f"{device.type}, {threads} threads, {str(dtype).removeprefix('torch.')} activations, seed {recipe.seed}")
+    plan = clock.time("material", lambda: material.prepare(recipe, out, parse_count(recipe.tokens)))
+    result = {
+        "fledge": __version__, "seed": recipe.seed, "quick": recipe.quick, "material": plan.kind,
+        "command": f"fledge resume {out}", "seconds": None, "peak_rss_bytes": None,
+        "machine": {
+            "cores": usable_cores(), "threads": threads, "dtype": str(dtype).removeprefix("torch."),
+            "device": device.type, "torch": str(torch.__version__),
+        },
+        "plan": plan.summary, "data": {}, "stages": {}, "controls": {}, "tokens_per_second": {},
+    }  # fmt: skip
+    _train_stages(plan, out, clock)
+    clock.time("scores", lambda: _score(plan, out, result))
+    for stage, folder in (("pretrain", "base"), ("sft", "sft")):
+        if (out / folder / "speed.jsonl").exists():
+            result["tokens_per_second"][stage] = tokens_per_second(out / folder)
+    for name in ("base", "sft", "aligned"):
+        if name in result["stages"]:
+            result["stages"][name]["seconds"] = clock.seconds.get(name)
+    result["lineage"] = [msgspec.to_builtins(m) for m in family(out)]
+    result["seconds"] = sum(clock.seconds.values())
+    result["peak_rss_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    write_atomically(out / "journey.json", msgspec.json.format(msgspec.json.encode(result)) + b"\n")
+    report = write_report(out)
+    _print_end(result, out, report)
+    return out
+
+
+def _train_stages(plan: Material, out: Path, clock: Clock) -> None:
+    """Each stage from the one before; finished ones are found and kept, an interrupted one continues."""
+    clock.time("base", lambda: pretrain.run(plan.pretrain))
+    if plan.sft is None:
+        return
+    clock.time("sft", lambda: sft.run(plan.sft))
+    if plan.control is not None:
+        say("control: the same conversations from random weights")
+        clock.time("control", lambda: sft.run(plan.control))
+    if plan.dpo is None:
+        return
+    clock.time("reward", lambda: run_reward(plan.reward))
+    clock.time("aligned", lambda: run_dpo(plan.dpo))
+
+
+def _score(plan: Material, out: Path, result: dict[str, Any]) -> None:
+    """Fill in what each model can do; figures of the data come from the checkpoints' cards."""
+    say("scoring")
+    opened = {n: open_model(out / n) for n in ("base", "sft", "control", "aligned") if (out / n / "done.json").exists()}
+    for name, model in opened.items():
+        entry = {"folder": name, "id": model.id, "loss": read_jsonl(out / name / "metrics.jsonl")[-1]["loss"]}
+        if name == "control":
+            result["controls"]["sft_from_scratch"] = entry
+        else:
+            result["stages"][name] = entry
+    if (out / "reward" / "done.json").exists():
+        opened["reward"] = open_model(out / "reward", head="reward")
+        result["reward_model"] = {"folder": "reward", "id": opened["reward"].id}
+    result["data"] = _data_of(opened)
+    plan.score(opened, result)
+
+
+def _data_of(opened: dict[str, Any]) -> dict[str, Any]:
+    base = opened["base"].card["data"]
+    data = {k: base[k] for k in ("documents", "tokens", "bytes")} | {"rejected": {"text": base["rejected"]}, "notes": []}
+    if "sft" in opened:
+        card = opened["sft"].card["data"]
+        data["chats"] = card["chats"]
+        data["rejected"]["chats"] = card["rejected"]
+        if card["cut"]:
+            data["notes"].append(f"{card['cut']} conversations were longer than the context and cut, {card['dropped']} left out")
+    if "aligned" in opened:
+        card = opened["aligned"].card["data"]
+        data["pairs"] = card["pairs"]
+        data["rejected"]["pairs"] = card["rejected"]
+        if card["dropped"]:
+            data["notes"].append(f"{card['dropped']} pairs were longer than the context and left out")
+    return data
+
+
+def tokens_per_second(stage: Path) -> float | None:
+    """Median speed of a stage by its logs, in positions per second."""
+    tokens = {row["step"]: row["tokens"] for row in read_jsonl(stage / "metrics.jsonl")}
+    speed = read_jsonl(stage / "speed.jsonl")
+    rates = sorted(
+        tokens[b["step"]] / (b["seconds"] - a["seconds"])
+        for a, b in zip(speed, speed[1:], strict=False)
+        if b["seconds"] > a["seconds"] and b["step"] in tokens
+    )
+    return rates[len(rates) // 2] if rates else None
+
+
+def _print_end(result: dict[str, Any], out: Path, report: Path) -> None:
+    """The same prompts answered by each model, the scores, and where to look next."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    stages = [n for n in ("base", "sft", "aligned") if n in result["stages"]]
+    answers = Table("prompt", *stages, title="The same prompts, answered by each model", show_lines=True)
+    for sample in result.get("samples", []):
+        answers.add_row(*(_visible(sample[k] or "") for k in ("prompt", *stages)))
+    if result.get("samples"):
+        console.print(answers)
+    scores = Table("model", "score", "value", title="Scores", box=None)
+    entries = {**result["stages"], "control (SFT from scratch)": result["controls"].get("sft_from_scratch", {})}
+    entries["reward model"] = result.get("reward_model", {})
+    for name, entry in entries.items():
+        for key, value in entry.items():
+            if isinstance(value, float) and key != "seconds":
+                scores.add_row(name, key.replace("_", " "), f"{value:.3f}")
+    console.print(scores)
+    minutes, peak = result["seconds"] / 60, result["peak_rss_bytes"] / 1e9
+    console.print(f"{minutes:.1f} minutes, {peak:.2f} GB at most. Report: {report}")
+    console.print(f"Talk to it: fledge chat {out}    Family tree: fledge lineage {out}")
+
+
+def _visible(text: str) -> str:
+    from rich.markup import escape
+
+    shown = "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in text.strip())
+    return escape(shown)
+
+
