@@ -22,7 +22,9 @@ TABLE = {
     "pretrain": Verb("stages.pretrain", "PretrainRecipe", "run", ("recipe",), "stage 1: a base model from text"),
     "sft": Verb("stages.sft", "SftRecipe", "run", ("recipe",), "stage 2: teach it to answer, from conversations"),
     "reward": Verb("stages.prefer", "RewardRecipe", "run_reward", ("recipe",), "stage 3: a reward model from pairs"),
-    "dpo": Verb("stages.prefer", "DpoRecipe", "run_dpo", ("recipe",), "stage 3: prefer chosen answers, without a reward model"),
+    "dpo": Verb(
+        "stages.prefer", "DpoRecipe", "run_dpo", ("recipe",), "stage 3: prefer chosen answers, without a reward model"
+    ),
     "resume": Verb("stages.history", "ResumeOptions", "resume", ("run",), "continue whatever was interrupted"),
     "runs": Verb("stages.history", "RunsOptions", "runs", ("folder",), "all runs in a folder, with where they stand"),
     "lineage": Verb("stages.history", "LineageOptions", "lineage", ("run",), "the family tree of a run's models"),
@@ -31,7 +33,12 @@ TABLE = {
 
 
 def usage() -> str:
-    lines = ["fledge: raise a language model from text to a model people talk to", "", "usage: fledge VERB [options]", ""]
+    lines = [
+        "fledge: raise a language model from text to a model people talk to",
+        "",
+        "usage: fledge VERB [options]",
+        "",
+    ]
     lines += [f"  {name:<10} {verb.help}" for name, verb in TABLE.items()]
     lines += ["", "`fledge VERB --help` lists a verb's options. First steps: `fledge journey --quick --out runs/first`"]
     return "\n".join(lines)

@@ -183,7 +183,9 @@ def resolve(path: Path | str) -> Path:
     for candidate in (path, *(path / name for name in ("aligned", "sft", "base"))):
         if found := list_checkpoints(candidate):
             return found[-1]
-    raise ValueError(f"no checkpoint in {path}: expected a checkpoint folder, a stage's run folder or a journey's folder")
+    raise ValueError(
+        f"no checkpoint in {path}: expected a checkpoint folder, a stage's run folder or a journey's folder"
+    )
 
 
 def load_checkpoint(path: Path | str) -> Checkpoint:

@@ -9,10 +9,19 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
-T = TypeVar("T", bound=msgspec.Struct)
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of every recipe and option set: one sentence under each field, and rules that are all told at once."""
+
+    def problems(self) -> list[str]:
+        """Every rule these settings break, in words; empty when they can be used."""
+        return []
 
 
-class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+T = TypeVar("T", bound=Settings)
+
+
+class TrainConfig(Settings, frozen=True, kw_only=True):
     """How a stage is trained; the same fields for every stage."""
 
     steps: int | None = None
@@ -211,7 +220,9 @@ def describe(kind: type[msgspec.Struct], prefix: str = "--") -> list[tuple[str, 
         default = field.default if field.default is not msgspec.NODEFAULT else None
         if inner := _struct_of(field.type):
             shown = {f"{prefix}{field.name}.{k}": v for k, v in msgspec.structs.asdict(default or inner()).items()}
-            rows += [(flag, _show(shown.get(flag, old)), doc) for flag, old, doc in describe(inner, f"{prefix}{field.name}.")]
+            rows += [
+                (flag, _show(shown.get(flag, old)), doc) for flag, old, doc in describe(inner, f"{prefix}{field.name}.")
+            ]
         else:
             shown = "required" if field.required else _show(default if field.default is not msgspec.NODEFAULT else [])
             rows.append((prefix + field.name, shown, docs.get(field.name, "")))
@@ -219,4 +230,12 @@ def describe(kind: type[msgspec.Struct], prefix: str = "--") -> list[tuple[str, 
 
 
 def _show(value: Any) -> str:
-    return value if isinstance(value, str) else "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return (
+        value
+        if isinstance(value, str)
+        else "none"
+        if value is None
+        else str(value).lower()
+        if isinstance(value, bool)
+        else str(value)
+    )

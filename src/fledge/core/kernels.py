@@ -1,8 +1,8 @@
-"""Hand-fused steps of the Transformer for training; each has a plain twin in tests/core/test_kernels.py.
+"""Hand-fused steps of the Transformer; each takes compiled loops (native.py) where they are, else torch operations.
 
 Shapes: B rows, T positions, D width, H query heads, K key/value heads, E head width, F feed-forward width,
-N selected positions, V vocabulary. Why by hand: on a CPU a small model is bound by memory passes, and autograd's
-own versions of these steps write every intermediate.
+N selected positions, V vocabulary. Why by hand: on a CPU a small model is bound by memory passes, and autograd's own
+versions of these steps write every intermediate. tests/core/test_kernels.py holds each path against plain autograd.
 """
 
 import torch
@@ -10,56 +10,74 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-_LOGITS_BYTES = 256 << 20  # probabilities kept for backward; a larger vocabulary recomputes them chunk by chunk
+from fledge.core.native import integer, pointer, real, usable
+
+SHORT_TOKENS = 512  # up to here plain bf16 products beat CPU flash attention (2.2x at 256); beyond, memory is T^2
+_KEPT_BYTES = 256 << 20  # probabilities kept for backward; a larger vocabulary recomputes them chunk by chunk
 _CHUNK_ROWS = 256  # logits of one chunk stay in cache (256 x 4096 float32 = 4 MiB)
 _FAINT = 1e-30  # float32 probabilities below this have lost digits
-_SHORT_TOKENS = 512  # up to here plain bf16 matrix products beat CPU flash attention (2.2x at 256), beyond memory is T^2
+
+
+def _choose(logits: Tensor, targets: Tensor, logp: Tensor, entropy: Tensor | None) -> Tensor:
+    """Fill logp (and entropy) of one chunk; returns its probabilities, in place of the logits where it can."""
+    if native := usable("choose", logits, targets):
+        rows, vocab = logits.shape
+        native(pointer(logits), pointer(targets), pointer(logp), pointer(entropy), integer(rows), integer(vocab))
+        return logits
+    prob = torch.softmax(logits, 1, dtype=torch.float32)
+    chosen = prob.gather(1, targets[:, None]).squeeze(1)
+    logp.copy_(chosen.log())
+    if (faint := (chosen < _FAINT).nonzero().squeeze(1)).numel():  # their float32 probability underflows
+        exact = torch.log_softmax(logits[faint].double(), 1).gather(1, targets[faint, None])
+        logp[faint] = exact.squeeze(1).float()
+    if entropy is not None:
+        entropy.copy_(torch.special.entr(prob).sum(1))
+    return prob
+
+
+def _choose_back(prob: Tensor, targets: Tensor, grad: Tensor) -> Tensor:
+    """grad * (onehot - p) over the probabilities, in place."""
+    if native := usable("choose_back", prob, targets, grad):
+        native(pointer(prob), pointer(targets), pointer(grad), integer(prob.shape[0]), integer(prob.shape[1]))
+        return prob
+    scale = grad[:, None].to(prob.dtype)
+    return prob.mul_(-scale).scatter_add_(1, targets[:, None], scale)
 
 
 class _SelectLogp(Function):
-    """log softmax(h W^T)[target] for N positions, never holding more than one chunk of float32 logits."""
-
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, want_entropy: bool):  # [N,D] [V,D] [N]
         rows, vocab = hidden.shape[0], weight.shape[0]
-        head = weight.to(hidden.dtype)
+        head = weight.to(hidden.dtype).t()
         logp = torch.empty(rows, dtype=torch.float32, device=hidden.device)
-        entropy = torch.zeros(rows if want_entropy else 0, dtype=torch.float32, device=hidden.device)
-        needed = hidden.requires_grad or weight.requires_grad
-        keep = needed and rows * vocab * hidden.element_size() <= _LOGITS_BYTES
-        probs = torch.empty(rows, vocab, dtype=hidden.dtype, device=hidden.device) if keep else None
+        entropy = torch.empty_like(logp) if want_entropy else None
+        needed = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        keep = needed and rows * vocab * hidden.element_size() <= _KEPT_BYTES
+        kept = torch.empty(rows, vocab, dtype=hidden.dtype, device=hidden.device) if keep else None
         for start in range(0, rows, _CHUNK_ROWS):
             part = slice(start, start + _CHUNK_ROWS)
-            logits = hidden[part] @ head.t()  # [n,V]
-            target = targets[part, None]
-            prob = torch.softmax(logits, 1, dtype=torch.float32)
-            chosen = prob.gather(1, target).squeeze(1)
-            logp[part] = chosen.log()
-            if (faint := (chosen < _FAINT).nonzero().squeeze(1)).numel():  # its float32 probability underflows
-                exact = torch.log_softmax(logits[faint].double(), 1).gather(1, target[faint])
-                logp[part][faint] = exact.squeeze(1).float()
-            if want_entropy:
-                entropy[part] = torch.special.entr(prob).sum(1)
-            if keep:
-                probs[part] = prob
-        ctx.save_for_backward(hidden, weight, targets, probs)
-        ctx.mark_non_differentiable(entropy)
+            logits = torch.mm(hidden[part], head, out=kept[part]) if keep else hidden[part] @ head
+            spread = None if entropy is None else entropy[part]
+            prob = _choose(logits, targets[part], logp[part], spread)
+            if keep and prob is not logits:
+                logits.copy_(prob)
+        ctx.save_for_backward(hidden, weight, targets, kept)
+        if entropy is not None:
+            ctx.mark_non_differentiable(entropy)
         return logp, entropy
 
     @staticmethod
     def backward(ctx, grad: Tensor, _):  # [N]
-        hidden, weight, targets, probs = ctx.saved_tensors
-        head = weight.to(hidden.dtype)
-        d_hidden = torch.empty_like(hidden)
-        d_weight = torch.zeros_like(weight)
-        chunk = hidden.shape[0] if probs is not None else _CHUNK_ROWS
-        for start in range(0, hidden.shape[0], chunk):
-            part = slice(start, start + chunk)
-            prob = probs if probs is not None else torch.softmax(hidden[part] @ head.t(), 1, dtype=torch.float32)
-            scale = grad[part, None].to(prob.dtype)
-            d_logits = prob.mul_(-scale)  # grad * (onehot - p); the kept buffer is not needed again
-            d_logits.scatter_add_(1, targets[part, None], scale)
-            d_logits = d_logits.to(hidden.dtype)
+        hidden, weight, targets, kept = ctx.saved_tensors
+        head, grad = weight.to(hidden.dtype), grad.contiguous()
+        if kept is not None:
+            d_logits = _choose_back(kept, targets, grad)  # the kept buffer is not needed again
+            return d_logits @ head, (d_logits.t() @ hidden).to(weight.dtype), None, None
+        d_hidden, d_weight = torch.empty_like(hidden), torch.zeros_like(weight)
+        for start in range(0, hidden.shape[0], _CHUNK_ROWS):
+            part = slice(start, start + _CHUNK_ROWS)
+            prob = torch.softmax(hidden[part] @ head.t(), 1)
+            d_logits = _choose_back(prob, targets[part], grad[part])
             torch.mm(d_logits, head, out=d_hidden[part])
             d_weight += d_logits.t() @ hidden[part]
         return d_hidden, d_weight, None, None
@@ -69,66 +87,90 @@ def select_logp(
     hidden: Tensor, weight: Tensor, targets: Tensor, want_entropy: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     """log p(target) [N] float32 (and the entropy in nats [N], no gradient) of hidden [N,D] under the head [V,D]."""
-    logp, entropy = _SelectLogp.apply(hidden, weight, targets, want_entropy)
-    return logp, entropy if want_entropy else None
+    return _SelectLogp.apply(hidden.contiguous(), weight, targets.contiguous(), want_entropy)
 
 
 class _RotateHeads(Function):
-    """Fused qkv [B,T,(H+2K)E] -> rotated q [B,H,T,E], rotated k [B,K,T,E], v [B,K,T,E], each contiguous."""
-
     @staticmethod
-    def forward(ctx, qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, kv_heads: int):
+    def forward(ctx, qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, kv_heads: int, scale: float):
         batch, length, width = qkv.shape
-        x = qkv.view(batch, length, heads + 2 * kv_heads, -1).transpose(1, 2)  # [B,H+2K,T,E]
-        rotated = heads + kv_heads
-        half = x.shape[-1] // 2
-        out = torch.empty(batch, rotated, length, 2 * half, dtype=qkv.dtype, device=qkv.device)
-        a, b = x[:, :rotated, :, :half], x[:, :rotated, :, half:]
-        torch.mul(a, cos, out=out[..., :half]).addcmul_(b, sin, value=-1)
-        torch.mul(b, cos, out=out[..., half:]).addcmul_(a, sin)
         ctx.save_for_backward(cos, sin)
-        ctx.heads, ctx.kv_heads = heads, kv_heads
-        return out[:, :heads], out[:, heads:], x[:, rotated:].contiguous()
+        ctx.shape = batch, length, heads, kv_heads, width // (heads + 2 * kv_heads), scale
+        size = ctx.shape[4]
+        q = torch.empty(batch, heads, length, size, dtype=qkv.dtype, device=qkv.device)
+        k, v = (torch.empty(batch, kv_heads, length, size, dtype=qkv.dtype, device=qkv.device) for _ in range(2))
+        if not _rotate("rotate", qkv, cos, sin, q, k, v, ctx.shape):
+            x = qkv.view(batch, length, heads + 2 * kv_heads, size).transpose(1, 2)  # [B,H+2K,T,E]
+            _turn(x[:, :heads], cos, sin, q).mul_(scale)
+            _turn(x[:, heads : heads + kv_heads], cos, sin, k)
+            v.copy_(x[:, heads + kv_heads :])
+        return q, k, v
 
     @staticmethod
     def backward(ctx, dq: Tensor, dk: Tensor, dv: Tensor):
         cos, sin = ctx.saved_tensors
-        batch, heads, length, width = dq.shape
-        half, rotated = width // 2, heads + ctx.kv_heads
-        out = torch.empty(batch, length, rotated + ctx.kv_heads, width, dtype=dq.dtype, device=dq.device)
-        view = out.transpose(1, 2)  # [B,H+2K,T,E]
-        for first, last, grad in ((0, heads, dq), (heads, rotated, dk)):
-            a, b = grad[..., :half], grad[..., half:]
-            torch.mul(a, cos, out=view[:, first:last, :, :half]).addcmul_(b, sin)
-            torch.mul(b, cos, out=view[:, first:last, :, half:]).addcmul_(a, sin, value=-1)
-        view[:, rotated:] = dv
-        return out.view(batch, length, -1), None, None, None, None
+        batch, length, heads, kv_heads, size, scale = ctx.shape
+        out = torch.empty(batch, length, (heads + 2 * kv_heads) * size, dtype=dq.dtype, device=dq.device)
+        if not _rotate("rotate_back", out, cos, sin, dq.contiguous(), dk.contiguous(), dv.contiguous(), ctx.shape):
+            x = out.view(batch, length, heads + 2 * kv_heads, size).transpose(1, 2)
+            _turn(dq, cos, -sin, x[:, :heads]).mul_(scale)
+            _turn(dk, cos, -sin, x[:, heads : heads + kv_heads])
+            x[:, heads + kv_heads :] = dv
+        return out, None, None, None, None, None
+
+
+def _rotate(name: str, qkv: Tensor, cos: Tensor, sin: Tensor, q: Tensor, k: Tensor, v: Tensor, shape: tuple) -> bool:
+    native = usable(name, qkv, q, k, v, cos, sin) if cos.ndim == 2 else None
+    if native is None:
+        return False
+    batch, length, heads, kv_heads, size, scale = shape
+    pointers = [pointer(t) for t in (qkv, cos, sin, q, k, v)]
+    native(*pointers, integer(batch), integer(length), heads, kv_heads, size, real(scale))
+    return True
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> Tensor:
+    """Rotate the halves of x [..,E] by the angles [T or B,1,T, E/2] into out."""
+    half = x.shape[-1] // 2
+    a, b = x[..., :half].float(), x[..., half:].float()
+    out[..., :half] = a * cos - b * sin
+    out[..., half:] = b * cos + a * sin
+    return out
 
 
 def rotate_heads(
-    qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, kv_heads: int
+    qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, kv_heads: int, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Split a fused projection into heads and apply rotary positions (Su et al. 2021, eq. 34; half-split layout)."""
-    return _RotateHeads.apply(qkv, cos, sin, heads, kv_heads)
+    """Fused qkv [B,T,(H+2K)E] -> q [B,H,T,E] rotated and times `scale`, k [B,K,T,E] rotated, v [B,K,T,E].
+
+    Rotary positions of Su et al. 2021, eq. 34, in the half-split layout; cos and sin are float32 [T,E/2], or
+    [B,1,1,E/2] where every row has its own position.
+    """
+    return _RotateHeads.apply(qkv, cos, sin, heads, kv_heads, scale)
 
 
 class _SwiGLU(Function):
-    """silu(gate) * up of a fused [.., 2F] projection; backward writes both halves of one buffer."""
-
     @staticmethod
     def forward(ctx, gate_up: Tensor):
+        ctx.save_for_backward(gate_up)
+        size = gate_up.shape[-1] // 2
+        if native := usable("swiglu", gate_up):
+            out = torch.empty(*gate_up.shape[:-1], size, dtype=gate_up.dtype)
+            native(pointer(gate_up), pointer(out), integer(gate_up.numel() // (2 * size)), size)
+            return out
         gate, up = gate_up.chunk(2, -1)
-        active = F.silu(gate)
-        ctx.save_for_backward(gate_up, active)
-        return active * up
+        return F.silu(gate) * up
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        gate_up, active = ctx.saved_tensors
+        (gate_up,) = ctx.saved_tensors
+        out, size = torch.empty_like(gate_up), gate_up.shape[-1] // 2
+        if native := usable("swiglu_back", gate_up, grad):
+            native(pointer(gate_up), pointer(grad), pointer(out), integer(gate_up.numel() // (2 * size)), size)
+            return out
         gate, up = gate_up.chunk(2, -1)
-        out = torch.empty_like(gate_up)
         d_gate, d_up = out.chunk(2, -1)
-        torch.mul(grad, active, out=d_up)
+        d_up.copy_(F.silu(gate) * grad)
         d_gate.copy_(torch.ops.aten.silu_backward(grad * up, gate))
         return out
 
@@ -139,43 +181,90 @@ def swiglu(gate_up: Tensor) -> Tensor:
 
 
 class _RMSNorm(Function):
-    """x / rms(x) * gain with float32 statistics; keeps 1/rms, so backward is three passes."""
-
     @staticmethod
     def forward(ctx, x: Tensor, gain: Tensor, eps: float):
-        scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-        scale = scale.square_().div_(x.shape[-1]).add_(eps).rsqrt_()  # [..,1] float32
-        normed = x * scale.to(x.dtype)
-        ctx.save_for_backward(normed, gain, scale)
-        return normed * gain.to(x.dtype)
+        width = x.shape[-1]
+        if native := usable("rms", x, gain):
+            out, scale = torch.empty_like(x), torch.empty(*x.shape[:-1], 1)
+            native(
+                pointer(x), pointer(gain), pointer(out), pointer(scale), integer(x.numel() // width), width, real(eps)
+            )
+        else:
+            scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+            scale = scale.square_().div_(width).add_(eps).rsqrt_()  # [..,1] float32
+            out = (x * scale * gain).to(x.dtype)
+        ctx.save_for_backward(x, gain, scale)
+        return out
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        normed, gain, scale = ctx.saved_tensors
-        width = normed.shape[-1]
-        product = grad * normed
-        d_gain = product.view(-1, width).sum(0, dtype=torch.float32)
-        mean = (product @ gain.to(product.dtype)).div_(width)[..., None]  # [..,1]
-        d_x = (grad * gain.to(grad.dtype)).addcmul_(normed, mean, value=-1).mul_(scale.to(grad.dtype))
-        return d_x, d_gain, None
+        x, gain, scale = ctx.saved_tensors
+        width = x.shape[-1]
+        if native := usable("rms_back", x, gain, scale, grad):
+            d_x, d_gain = torch.empty_like(x), torch.zeros_like(gain)
+            pointers = [pointer(t) for t in (x, gain, scale, grad, d_x, d_gain)]
+            native(*pointers, integer(x.numel() // width), width)
+            return d_x, d_gain, None
+        normed, grad = x * scale, grad.float()
+        d_gain = (grad * normed).view(-1, width).sum(0)
+        grad = grad * gain
+        mean = (grad * normed).mean(-1, keepdim=True)
+        return ((grad - normed * mean) * scale).to(x.dtype), d_gain, None
 
 
 def rms_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
-    """RMSNorm (Zhang and Sennrich 2019, eq. 4) over the last dimension."""
+    """RMSNorm (Zhang and Sennrich 2019, eq. 4) over the last dimension, float32 inside."""
     return _RMSNorm.apply(x, gain, eps)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
-    """softmax(q k^T + mask) v -> [B,H,T,E]; q [B,H,T,E] already scaled by 1/sqrt(E), k and v [B,K,S,E].
+class _ShortAttention(Function):
+    """Attention as two batched products with the softmax in place between them."""
 
-    mask is additive, broadcast to [B,1,T,S]; without one, `causal` hides later positions.
+    @staticmethod
+    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, doc: Tensor | None, causal: bool):
+        scores = q @ k.transpose(-1, -2)  # [B,H,T,T]
+        batch, heads, length, _ = scores.shape
+        native = usable("softmax", scores, *([] if doc is None else [doc]))
+        native(pointer(scores), pointer(doc), integer(batch), heads, integer(length), int(causal))
+        ctx.save_for_backward(q, k, v, scores)
+        ctx.causal = causal
+        return scores @ v
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        q, k, v, probs = ctx.saved_tensors
+        d_scores = grad @ v.transpose(-1, -2)
+        rows, length = probs.numel() // probs.shape[-1], probs.shape[-1]
+        native = usable("softmax_back", probs, d_scores)
+        native(pointer(probs), pointer(d_scores), integer(rows), integer(length), int(ctx.causal))
+        return d_scores @ k, d_scores.transpose(-1, -2) @ q, probs.transpose(-1, -2) @ grad, None, None
+
+
+def short_attention_serves(tokens: Tensor, dtype: torch.dtype) -> bool:
+    """True where attention() needs no mask: short rows on a CPU with compiled kernels."""
+    probe = torch.empty(0, dtype=dtype)
+    return tokens.device.type == "cpu" and tokens.shape[1] <= SHORT_TOKENS and usable("softmax", probe) is not None
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None, doc: Tensor | None, causal: bool) -> Tensor:
+    """softmax(q k^T) v -> [B,H,T,E]; q [B,H,T,E] already scaled, k and v [B,K,S,E].
+
+    Which positions are seen: those of an additive mask [1 or B,1,T,S] if given; else not later ones if `causal` and
+    only those of the same document if doc [B,T] is given (the compiled path).
     """
     group = q.shape[1] // k.shape[1]
-    if q.device.type == "cpu" and k.shape[2] <= _SHORT_TOKENS and mask is not None:
+    if (
+        mask is None
+        and (doc is not None or (q.device.type == "cpu" and k.shape[2] <= SHORT_TOKENS))
+        and usable("softmax", q)
+    ):
         if group > 1:
             k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
-        scores = (q @ k.transpose(-1, -2)).add_(mask)  # [B,H,T,S]
-        return torch.softmax(scores, -1) @ v
+        return _ShortAttention.apply(q, k, v, doc, causal)
+    if q.device.type == "cpu" and k.shape[2] <= SHORT_TOKENS and mask is not None:
+        if group > 1:
+            k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+        return torch.softmax((q @ k.transpose(-1, -2)).add_(mask), -1) @ v
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=causal and mask is None, scale=1.0, enable_gqa=group > 1
     )

@@ -13,7 +13,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fledge.core.batch import Batch
-from fledge.core.kernels import attend, rms_norm, rotate_heads, select_logp, swiglu
+from fledge.core.config import Settings
+from fledge.core.kernels import (
+    SHORT_TOKENS,
+    attention,
+    rms_norm,
+    rotate_heads,
+    select_logp,
+    short_attention_serves,
+    swiglu,
+)
 
 Head = Literal["tokens", "tokens+value", "reward", "class"]
 
@@ -29,7 +38,7 @@ SIZES: dict[str, tuple[int, int, int]] = {
 }
 
 
-class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ModelConfig(Settings, frozen=True, kw_only=True):
     """Shape of the model: `size` sets everything, each field overrides; None means derived from `size`."""
 
     size: str = "pocket"
@@ -155,8 +164,8 @@ class Block(nn.Module):
             q = rms_norm(split[:, :, : self.heads], self.q_norm, self.eps)
             k = rms_norm(split[:, :, self.heads : self.heads + self.kv_heads], self.k_norm, self.eps)
             qkv = torch.cat((q, k, split[:, :, self.heads + self.kv_heads :]), 2).flatten(2)
-        q, k, v = rotate_heads(qkv, *rotary, self.heads, self.kv_heads)
-        return q * (q.shape[-1] ** -0.5), k, v
+        scale = (qkv.shape[-1] // (self.heads + 2 * self.kv_heads)) ** -0.5
+        return rotate_heads(qkv, *rotary, self.heads, self.kv_heads, scale)
 
     def finish(self, x: Tensor, y: Tensor) -> Tensor:
         """Residual [B,T,D] plus attention result [B,H,T,E], then the feed-forward."""
@@ -165,9 +174,11 @@ class Block(nn.Module):
         inner = swiglu(functional.linear(rms_norm(x, self.ffn_norm, self.eps), self.gate_up.to(x.dtype)))
         return x + functional.linear(inner, self.down.to(x.dtype))
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None, causal: bool) -> Tensor:
+    def forward(
+        self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None, doc: Tensor | None, causal: bool
+    ) -> Tensor:
         q, k, v = self.project(x, rotary)
-        return self.finish(x, attend(q, k, v, mask, causal))
+        return self.finish(x, attention(q, k, v, mask=mask, doc=doc, causal=causal))
 
 
 class Transformer(nn.Module):
@@ -184,7 +195,9 @@ class Transformer(nn.Module):
         self.embedding = nn.Parameter(torch.empty(c.vocab_size, c.width))
         self.layers = nn.ModuleList(Block(c) for _ in range(c.layers))
         self.norm = nn.Parameter(torch.ones(c.width))
-        self.unembedding = None if c.tied or c.head in ("reward", "class") else nn.Parameter(torch.empty(c.vocab_size, c.width))
+        self.unembedding = (
+            None if c.tied or c.head in ("reward", "class") else nn.Parameter(torch.empty(c.vocab_size, c.width))
+        )
         self.value_head = nn.Parameter(torch.zeros(1, c.width)) if c.head in ("tokens+value", "reward") else None
         self.class_head = nn.Parameter(torch.empty(c.classes, c.width)) if c.head == "class" else None
         self._rotary: dict = {}
@@ -206,22 +219,22 @@ class Transformer(nn.Module):
         """[V,D] rows that turn a hidden state into logits."""
         return self.embedding if self.unembedding is None else self.unembedding
 
-    def rotary(self, length: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-        """cos and sin tables [length, E/2] in `dtype`, kept for the longest length asked for."""
-        key = (dtype, device)
+    def rotary(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """cos and sin tables [length, E/2] float32, kept for the longest length asked for."""
+        key = device
         if key not in self._rotary or self._rotary[key][0].shape[0] < length:
             half = self.config.width // self.config.heads // 2
             rows = max(length, self.config.context_tokens)
             frequency = self.config.rope_base ** -(torch.arange(half, dtype=torch.float64) / half)
             angle = torch.arange(rows, dtype=torch.float64)[:, None] * frequency
-            self._rotary[key] = (angle.cos().to(device, dtype), angle.sin().to(device, dtype))
+            self._rotary[key] = (angle.cos().float().to(device), angle.sin().float().to(device))
         cos, sin = self._rotary[key]
         return cos[:length], sin[:length]
 
-    def _mask(self, doc: Tensor | None, length: int, dtype: torch.dtype, device: torch.device) -> Tensor | None:
-        """Additive mask [1 or B,1,T,T]: not later positions (if causal), not other documents; None lets SDPA choose."""
-        short = device.type == "cpu" and length <= 512
-        if doc is None and not short:
+    def mask(self, tokens: Tensor, doc: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+        """Additive mask [1 or B,1,T,T]: not later positions (if causal), not other documents; None where none is needed."""
+        length, device = tokens.shape[1], tokens.device
+        if short_attention_serves(tokens, dtype) or (doc is None and (device.type != "cpu" or length > SHORT_TOKENS)):
             return None
         key = (length, dtype, device)
         if key not in self._masks:
@@ -236,12 +249,14 @@ class Transformer(nn.Module):
 
     def hidden(self, tokens: Tensor, doc: Tensor | None = None) -> Tensor:
         """Final normed states [B,T,D] in compute_dtype of tokens [B,T]."""
-        length, dtype, device = tokens.shape[1], self.compute_dtype, tokens.device
-        rotary = self.rotary(length, dtype, device)
-        mask = self._mask(doc, length, dtype, device)
+        dtype = self.compute_dtype
+        rotary = self.rotary(tokens.shape[1], tokens.device)
+        mask = self.mask(tokens, doc, dtype)
+        if doc is not None:
+            doc = doc.contiguous()
         x = functional.embedding(tokens, self.embedding).to(dtype)
         for layer in self.layers:
-            x = layer(x, rotary, mask, self.config.causal)
+            x = layer(x, rotary, mask, doc, self.config.causal)
         return rms_norm(x, self.norm, self.config.norm_eps)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -254,7 +269,9 @@ class Transformer(nn.Module):
         shape = batch.tokens.shape
         value = classes = entropy = None
         if self.value_head is not None:
-            value = functional.linear(x.float(), self.value_head).squeeze(-1)  # [B,T] float32: scores are compared closely
+            value = functional.linear(x.float(), self.value_head).squeeze(
+                -1
+            )  # [B,T] float32: scores are compared closely
         if self.class_head is not None:
             classes = functional.linear(x.float(), self.class_head)
         logp = torch.zeros(batch.tokens.numel(), device=x.device)

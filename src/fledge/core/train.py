@@ -66,7 +66,7 @@ class Guard:
         self.bad_in_a_row = 0
 
     def verdict(self, loss: float, norm: float) -> str:
-        """"apply", "nonfinite" or "spike" (loss or gradient norm far above the last 128 steps')."""
+        """ "apply", "nonfinite" or "spike" (loss or gradient norm far above the last 128 steps')."""
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self.bad_in_a_row += 1
             return "nonfinite"
@@ -190,7 +190,9 @@ def train(
                 figures = _accumulate(step_model, objective, batch, units, config.micro_tokens)
                 parallel.sum_gradients(model)
                 norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip).item()
-                lr = config.lr * schedule_factor((step + 1) / config.steps, config.schedule, config.warmup, config.min_lr)
+                lr = config.lr * schedule_factor(
+                    (step + 1) / config.steps, config.schedule, config.warmup, config.min_lr
+                )
                 verdict = guard.verdict(figures["loss"], norm)
                 if verdict == "apply":
                     optimizer.step(lr)

@@ -36,9 +36,7 @@ def answer(
     room = _room(engine, sampling)
     fitted = [fit_prompt(tokenizer, messages, room) for messages in conversations]
     done = engine.generate([tokens for tokens, _ in fitted], sampling)
-    return [
-        Answer(tokenizer.decode(c.tokens), c.finish, dropped) for c, (_, dropped) in zip(done, fitted, strict=True)
-    ]
+    return [Answer(tokenizer.decode(c.tokens), c.finish, dropped) for c, (_, dropped) in zip(done, fitted, strict=True)]
 
 
 def continue_text(engine: Engine, tokenizer: Tokenizer, texts: Sequence[str], sampling: Sampling) -> list[Answer]:

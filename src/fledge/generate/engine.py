@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fledge.core.kernels import attend, rms_norm
+from fledge.core.kernels import attention, rms_norm
 from fledge.core.model import Transformer
 from fledge.generate.sampling import Sampling, draw, uniforms
 
@@ -61,13 +61,15 @@ class Engine:
         for row, prompt in enumerate(prompts):
             tokens[row, : len(prompt)] = torch.tensor(prompt)
         tokens = tokens.to(self.device)
-        rotary = model.rotary(longest, self.dtype, self.device)
-        mask = model._mask(None, longest, self.dtype, self.device)
+        rotary = model.rotary(longest, self.device)
+        mask = model.mask(tokens, None, self.dtype)
         x = torch.nn.functional.embedding(tokens, model.embedding).to(self.dtype)
         for i, layer in enumerate(model.layers):
             q, k, v = layer.project(x, rotary)
             cache.keys[i, :, :, :longest], cache.values[i, :, :, :longest] = k, v
-            x = layer.finish(x, attend(q, k, v, mask, causal=True))  # padding is later than every real token
+            x = layer.finish(
+                x, attention(q, k, v, mask=mask, doc=None, causal=True)
+            )  # padding is later than every real token
         cache.lengths = torch.tensor(lengths, device=self.device)
         last = x[torch.arange(len(prompts), device=self.device), cache.lengths - 1]
         return cache, model.logits(rms_norm(last, model.norm, model.config.norm_eps))
@@ -77,7 +79,7 @@ class Engine:
         model, at = self.model, cache.lengths
         rows = torch.arange(len(tokens), device=self.device)
         reach = int(at.max()) + 1
-        cos, sin = model.rotary(reach, self.dtype, self.device)
+        cos, sin = model.rotary(reach, self.device)
         rotary = (cos[at][:, None, None], sin[at][:, None, None])  # [B,1,1,E/2]: each row has its own position
         mask = torch.zeros(len(tokens), 1, 1, reach, dtype=self.dtype, device=self.device)
         mask.masked_fill_(torch.arange(reach, device=self.device) > at[:, None, None, None], -torch.inf)
@@ -85,7 +87,8 @@ class Engine:
         for i, layer in enumerate(model.layers):
             q, k, v = layer.project(x, rotary)
             cache.keys[i, rows, :, at], cache.values[i, rows, :, at] = k[:, :, 0], v[:, :, 0]
-            y = attend(q, cache.keys[i, :, :, :reach], cache.values[i, :, :, :reach], mask, causal=False)
+            keys, values = cache.keys[i, :, :, :reach], cache.values[i, :, :, :reach]
+            y = attention(q, keys, values, mask=mask, doc=None, causal=False)
             x = layer.finish(x, y)
         cache.lengths = at + 1
         return model.logits(rms_norm(x[:, 0], model.norm, model.config.norm_eps))
@@ -104,7 +107,11 @@ class Engine:
 
     @torch.inference_mode()
     def steps(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, rules: Sequence[LogitRule] = (), streams: Sequence[int] | None = None
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        rules: Sequence[LogitRule] = (),
+        streams: Sequence[int] | None = None,
     ) -> Iterator[list[tuple[int, int, float, str | None]]]:
         """Yield, per decode step, (row, token, logp, finish or None) of every row still writing.
 

@@ -5,13 +5,14 @@ Shapes: B rows, V vocabulary.
 
 from collections.abc import Sequence
 
-import msgspec
 import numpy as np
 import torch
 from torch import Tensor
 
+from fledge.core.config import Settings
 
-class Sampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+
+class Sampling(Settings, frozen=True, kw_only=True):
     """How tokens are drawn."""
 
     temperature: float = 0.7

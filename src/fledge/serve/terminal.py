@@ -4,6 +4,7 @@ import sys
 
 import msgspec
 
+from fledge.core.config import Settings
 from fledge.core.log import console, say
 from fledge.generate.chat import Answer, chat_engine, stream
 from fledge.generate.sampling import Sampling
@@ -11,7 +12,7 @@ from fledge.stages.common import open_model
 from fledge.text.formats import Message
 
 
-class ChatOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ChatOptions(Settings, frozen=True, kw_only=True):
     """Talk with the newest model of a run."""
 
     run: str
@@ -32,7 +33,9 @@ def run(options: ChatOptions) -> None:
     """Read lines from stdin until it ends; answers stream to stdout."""
     opened = open_model(options.run)
     if opened.model.config.head == "reward":
-        raise ValueError(f"{opened.path} is a reward model: it scores answers and writes none; chat with sft or aligned")
+        raise ValueError(
+            f"{opened.path} is a reward model: it scores answers and writes none; chat with sft or aligned"
+        )
     tokenizer, engine = opened.tokenizer, chat_engine(opened.model, opened.tokenizer)
     stage = opened.card["stage"]
     say(f"{opened.path}  ({stage}, {opened.id[:12]})\n{_HELP}")

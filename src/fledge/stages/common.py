@@ -78,10 +78,13 @@ def fix_recipe(out: Path, stage: str, recipe: msgspec.Struct) -> dict[str, Any]:
     if path.exists():
         held = msgspec.json.decode(path.read_bytes())
         old, new = _flat(held), _flat(msgspec.json.decode(canonical_json(wanted)))
-        changed = [f"{k}: {old.get(k)!r} there, {new.get(k)!r} now" for k in sorted({*old, *new}) if old.get(k) != new.get(k)]
+        changed = [
+            f"{k}: {old.get(k)!r} there, {new.get(k)!r} now" for k in sorted({*old, *new}) if old.get(k) != new.get(k)
+        ]
         if changed:
             raise ValueError(
-                f"{out} holds another run; it differs in\n  " + "\n  ".join(changed)
+                f"{out} holds another run; it differs in\n  "
+                + "\n  ".join(changed)
                 + f"\nChoose another --out, or `fledge resume {out}` to continue the one there"
             )
     else:
@@ -166,9 +169,7 @@ def run_stage(
         hook, bar = progress(stage, config.steps, first, shown)
         hooks.append(hook)
     try:
-        return train(
-            model, source, objective, config, out=out, card=card, tokenizer=tokenizer.json, hooks=hooks
-        )
+        return train(model, source, objective, config, out=out, card=card, tokenizer=tokenizer.json, hooks=hooks)
     finally:
         if bar:
             bar.close()

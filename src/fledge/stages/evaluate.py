@@ -67,9 +67,7 @@ def rate(flags: Iterable[bool | float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def by_count(
-    examples: Sequence[Example], scores: dict[str, Sequence[float]]
-) -> list[dict[str, float]]:
+def by_count(examples: Sequence[Example], scores: dict[str, Sequence[float]]) -> list[dict[str, float]]:
     """Mean score of each model by how often the text states the fact: buckets 1, 2-3, 4-7, ... ."""
     buckets: dict[int, list[int]] = {}
     for i, example in enumerate(examples):
@@ -82,14 +80,15 @@ def by_count(
 
 
 def win_rate(
-    score: Callable[[Example, str], float], examples: Sequence[Example], new: Sequence[Answer], old: Sequence[Answer], seed: int
+    score: Callable[[Example, str], float],
+    examples: Sequence[Example],
+    new: Sequence[Answer],
+    old: Sequence[Answer],
+    seed: int,
 ) -> tuple[float, list[float]]:
     """Share of comparisons `new` wins, ties as half, with a bootstrap 90% interval over examples."""
     points = np.array(
-        [
-            0.5 + 0.5 * np.sign(score(e, a.text) - score(e, b.text))
-            for e, a, b in zip(examples, new, old, strict=True)
-        ]
+        [0.5 + 0.5 * np.sign(score(e, a.text) - score(e, b.text)) for e, a, b in zip(examples, new, old, strict=True)]
     )
     generator = np.random.Generator(np.random.PCG64(seed))
     means = points[generator.integers(0, len(points), (_BOOTSTRAP, len(points)))].mean(1)

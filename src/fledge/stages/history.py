@@ -7,37 +7,29 @@ from typing import Any
 import msgspec
 
 from fledge.core.checkpoint import list_checkpoints, load_checkpoint
+from fledge.core.config import Settings
 from fledge.core.log import say
 
 
-class RunsOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class RunsOptions(Settings, frozen=True, kw_only=True):
     """List the runs in a folder."""
 
     folder: str = "runs"
     "Folder to look in, two levels deep."
 
-    def problems(self) -> list[str]:
-        return []
 
-
-class LineageOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class LineageOptions(Settings, frozen=True, kw_only=True):
     """Print the family tree of a run's models."""
 
     run: str
     "A journey's folder, or any folder of runs."
 
-    def problems(self) -> list[str]:
-        return []
 
-
-class ResumeOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ResumeOptions(Settings, frozen=True, kw_only=True):
     """Continue an interrupted run, bit for bit."""
 
     run: str
     "The run's folder."
-
-    def problems(self) -> list[str]:
-        return []
 
 
 class Model(msgspec.Struct):
@@ -139,5 +131,8 @@ def resume(options: ResumeOptions) -> None:
                 say(f"{folder}: {recipe['stage']} {state}, saved at step {step}")
     else:
         state, step = status(run)
-        say(f"{run}: {stored['stage']} {state}, " + (f"continues after step {step}" if state != "done" else "nothing to do"))
+        say(
+            f"{run}: {stored['stage']} {state}, "
+            + (f"continues after step {step}" if state != "done" else "nothing to do")
+        )
     function(msgspec.convert(stored["recipe"], kind))

@@ -1,6 +1,5 @@
 """The whole way in one command: text -> base -> SFT -> aligned, with the controls that show why each stage is needed."""
 
-
 import resource
 import time
 from collections.abc import Callable
@@ -12,6 +11,7 @@ import torch
 
 from fledge import __version__
 from fledge.core.checkpoint import canonical_json, write_atomically
+from fledge.core.config import Settings
 from fledge.core.log import read_jsonl, say
 from fledge.core.model import SIZES
 from fledge.core.runtime import choose_device, choose_dtype, set_threads, usable_cores
@@ -19,11 +19,11 @@ from fledge.stages import material, pretrain, sft
 from fledge.stages.common import fix_recipe, open_model
 from fledge.stages.history import family
 from fledge.stages.material import Material
-from fledge.stages.prefer import DpoRecipe, RewardRecipe, run_dpo, run_reward
+from fledge.stages.prefer import run_dpo, run_reward
 from fledge.stages.report import write_report
 
 
-class JourneyRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class JourneyRecipe(Settings, frozen=True, kw_only=True):
     """Raise a model through every stage, on the embedded world or on your own text, chats and pairs."""
 
     out: str = "runs/journey"
@@ -56,7 +56,9 @@ class JourneyRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         if self.size is not None and self.size not in SIZES:
             found.append(f"size = {self.size!r}: must be one of {', '.join(SIZES)}")
         if not self.text and (self.chats or self.pairs):
-            found.append("chats and pairs need --text: a model is raised on text first; leave all three out for the world")
+            found.append(
+                "chats and pairs need --text: a model is raised on text first; leave all three out for the world"
+            )
         if self.pairs and not self.chats:
             found.append("pairs need --chats: preferences are learned by a model that already answers")
         if self.seed < 0:
@@ -175,13 +177,18 @@ def _score(plan: Material, out: Path, result: dict[str, Any]) -> None:
 
 def _data_of(opened: dict[str, Any]) -> dict[str, Any]:
     base = opened["base"].card["data"]
-    data = {k: base[k] for k in ("documents", "tokens", "bytes")} | {"rejected": {"text": base["rejected"]}, "notes": []}
+    data = {k: base[k] for k in ("documents", "tokens", "bytes")} | {
+        "rejected": {"text": base["rejected"]},
+        "notes": [],
+    }
     if "sft" in opened:
         card = opened["sft"].card["data"]
         data["chats"] = card["chats"]
         data["rejected"]["chats"] = card["rejected"]
         if card["cut"]:
-            data["notes"].append(f"{card['cut']} conversations were longer than the context and cut, {card['dropped']} left out")
+            data["notes"].append(
+                f"{card['cut']} conversations were longer than the context and cut, {card['dropped']} left out"
+            )
     if "aligned" in opened:
         card = opened["aligned"].card["data"]
         data["pairs"] = card["pairs"]
@@ -233,5 +240,3 @@ def _visible(text: str) -> str:
 
     shown = "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in text.strip())
     return escape(shown)
-
-

@@ -47,7 +47,9 @@ def prepare(recipe, out: Path, tokens: int | None) -> Material:
     return _yours(recipe, out, tokens) if recipe.text else _world(recipe, out, tokens)
 
 
-def _settings(recipe, out: Path, *, text, chats, pairs, model: ModelConfig, tokens, vocab_size, control, epochs, dpo) -> dict:
+def _settings(
+    recipe, out: Path, *, text, chats, pairs, model: ModelConfig, tokens, vocab_size, control, epochs, dpo
+) -> dict:
     """The stages' recipes; learning rates tuned on the world's seeds 3-5 (benchmarks/README.md)."""
     seed = recipe.seed
     reading = {"encoding": recipe.encoding, "skip_bad": recipe.skip_bad}
@@ -231,13 +233,17 @@ def propose(recipe, draft: PretrainRecipe, chats: bool, pairs: bool) -> dict[str
     length = draft.model.context_tokens
     best: dict[str, Any] = {}
     for size in [recipe.size] if recipe.size else ["pocket", "mini", "small", "base"]:
-        model = Transformer(msgspec.structs.replace(draft.model, size=size).resolved(tokenizer.vocab_size)).initialise(0)
+        model = Transformer(msgspec.structs.replace(draft.model, size=size).resolved(tokenizer.vocab_size)).initialise(
+            0
+        )
         rows = rows_of(draft.train, length)
         source = document_source(store, draft.train, length)
         speed = rows * length / time_steps(model, source, weighted_nll, draft.train)
         affordable = int(min(seconds * speed, 4 * len(store.tokens)))
         parameters = model.config.parameter_count()
-        say(f"{size}: {parameters / 1e6:.1f}M parameters, {speed:,.0f} tokens/s: {affordable / 1e6:.1f}M tokens affordable")
+        say(
+            f"{size}: {parameters / 1e6:.1f}M parameters, {speed:,.0f} tokens/s: {affordable / 1e6:.1f}M tokens affordable"
+        )
         if best and affordable < 10 * parameters:
             break
         best = {"size": size, "tokens": affordable, "tokens_per_second": speed, "parameters": parameters}

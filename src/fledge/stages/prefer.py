@@ -3,14 +3,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import torch
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
 from fledge.core.checkpoint import sha256, write_atomically
-from fledge.core.config import TrainConfig
+from fledge.core.config import Settings, TrainConfig
 from fledge.core.log import say
 from fledge.core.model import Transformer
 from fledge.core.objectives import dpo, reward_pairs
@@ -21,7 +20,7 @@ from fledge.text.sources import PairSource
 from fledge.text.template import render_pairs
 
 
-class PairRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class PairRecipe(Settings, frozen=True, kw_only=True):
     """What the reward model and DPO share."""
 
     out: str
@@ -90,7 +89,9 @@ def _source(recipe: PairRecipe, parent: Parent, read: str) -> tuple[PairSource, 
     if rejects.total:
         say(f"pairs: {rejects.summary()}")
     if source.dropped:
-        say(f"pairs: {source.dropped} of {len(pairs)} left out: longer than the context of {parent.model.config.context_tokens}")
+        say(
+            f"pairs: {source.dropped} of {len(pairs)} left out: longer than the context of {parent.model.config.context_tokens}"
+        )
     data = {
         "pairs": source.pairs, "dropped": source.dropped, "rejected": rejects.as_dict(),
         "sha256": source.content, "margins": any(p.margin is not None for p in pairs),

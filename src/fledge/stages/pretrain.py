@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 
 from fledge.core.checkpoint import write_atomically
-from fledge.core.config import TrainConfig
+from fledge.core.config import Settings, TrainConfig
 from fledge.core.log import say
 from fledge.core.model import ModelConfig, Transformer
 from fledge.core.objectives import weighted_nll
@@ -19,7 +19,7 @@ _TOKENIZER_BYTES = 20 << 20  # text the tokenizer is learned from
 _HELDOUT_DOCUMENTS = 300
 
 
-class PretrainRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class PretrainRecipe(Settings, frozen=True, kw_only=True):
     """Raise a base model from text."""
 
     out: str
@@ -90,7 +90,9 @@ def prepare(recipe: PretrainRecipe, out: Path) -> tuple[Tokenizer, TokenStore, d
         write_atomically(folder / "rejects.json", msgspec.json.encode(rejects.as_dict()))
 
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = open_model(recipe.parent).tokenizer if recipe.parent else learn_tokenizer(texts(Rejects()), recipe.vocab_size)
+    tokenizer = (
+        open_model(recipe.parent).tokenizer if recipe.parent else learn_tokenizer(texts(Rejects()), recipe.vocab_size)
+    )
     write_atomically(folder / "tokenizer.json", tokenizer.json)
     rejects = Rejects()
     store = TokenStore.build(kept(rejects), tokenizer, folder)
@@ -116,7 +118,11 @@ def run(recipe: PretrainRecipe, quiet: bool = False) -> Path:
     fixed = fix_recipe(out, "pretrain", recipe)
     tokenizer, store, rejected = prepare(recipe, out)
     parent = open_model(recipe.parent) if recipe.parent else None
-    model = parent.model if parent else Transformer(recipe.model.resolved(tokenizer.vocab_size)).initialise(recipe.train.seed)
+    model = (
+        parent.model
+        if parent
+        else Transformer(recipe.model.resolved(tokenizer.vocab_size)).initialise(recipe.train.seed)
+    )
     length = model.config.context_tokens
     source = document_source(store, recipe.train, length)
     config = with_steps(recipe.train, (recipe.tokens or len(store.tokens)) / (source.rows * length))

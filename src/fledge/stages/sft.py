@@ -2,9 +2,7 @@
 
 from pathlib import Path
 
-import msgspec
-
-from fledge.core.config import TrainConfig
+from fledge.core.config import Settings, TrainConfig
 from fledge.core.log import say
 from fledge.core.objectives import weighted_nll
 from fledge.stages.common import fix_recipe, open_model, rows_of, run_stage, with_steps
@@ -14,7 +12,7 @@ from fledge.text.sources import ChatSource, Sequences
 from fledge.text.template import render_chats
 
 
-class SftRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class SftRecipe(Settings, frozen=True, kw_only=True):
     """Teach a model to answer and to stop."""
 
     out: str
@@ -56,7 +54,9 @@ def run(recipe: SftRecipe, quiet: bool = False) -> Path:
     if rejects.total:
         say(f"chats: {rejects.summary()}")
     if sequences.cut:
-        say(f"chats: {sequences.cut} of {len(chats)} longer than {length} tokens were cut, {sequences.dropped} left out")
+        say(
+            f"chats: {sequences.cut} of {len(chats)} longer than {length} tokens were cut, {sequences.dropped} left out"
+        )
     if recipe.fresh:
         parent.model.initialise(recipe.train.seed)
     source = ChatSource(

@@ -3,8 +3,7 @@
 import itertools
 from collections.abc import Iterator
 
-import msgspec
-
+from fledge.core.config import Settings
 from fledge.stages.common import open_model
 from fledge.text.formats import Chat, read_chats
 from fledge.text.readers import Rejects, require_some
@@ -12,7 +11,7 @@ from fledge.text.template import Rendered, render_chats
 from fledge.text.tokenizer import Tokenizer
 
 
-class ShowOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ShowOptions(Settings, frozen=True, kw_only=True):
     """Show which tokens of conversations are trained."""
 
     chats: str
@@ -51,7 +50,9 @@ def run(options: ShowOptions) -> None:
     for chat, rendered in zip(chats, render_chats(tokenizer, chats), strict=True):
         line = Text()
         for i, (text, trained) in enumerate(token_view(tokenizer, rendered)):
-            shade = ("bold white on green4", "bold white on dark_green")[i % 2] if trained else ("grey62", "grey50")[i % 2]
+            shade = (
+                ("bold white on green4", "bold white on dark_green")[i % 2] if trained else ("grey62", "grey50")[i % 2]
+            )
             # off a terminal colours vanish, so trained tokens carry brackets there
             line.append(text if out.is_terminal or not trained else f"[{text}]", shade)
         trained_tokens = sum(rendered.weights)

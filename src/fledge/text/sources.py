@@ -49,7 +49,9 @@ class TokenStore:
         self.tokens, self.offsets, self.bytes, self.content = tokens, offsets, bytes_, content
 
     @classmethod
-    def build(cls, texts: Iterable[str], tokenizer: Tokenizer, folder: Path, max_tokens: int | None = None) -> "TokenStore":
+    def build(
+        cls, texts: Iterable[str], tokenizer: Tokenizer, folder: Path, max_tokens: int | None = None
+    ) -> "TokenStore":
         """Encode `texts` into `folder` (kept; a second call with the same tokenizer and a finished store reads it).
 
         max_tokens: stop after the document that reaches it. Raises ValueError when there is no text.
@@ -95,7 +97,9 @@ class TokenStore:
         digest = hashlib.sha256(tokens.data)
         digest.update(offsets.data)
         if len(tokens) != meta["tokens"] or digest.hexdigest() != meta["sha256"]:
-            raise ValueError(f"{folder / 'tokens.bin'} is damaged: its sha256 is not the one in store.json; delete {folder}")
+            raise ValueError(
+                f"{folder / 'tokens.bin'} is damaged: its sha256 is not the one in store.json; delete {folder}"
+            )
         return cls(tokens, offsets, meta["bytes"], meta["sha256"])
 
     def __len__(self) -> int:

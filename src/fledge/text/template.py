@@ -66,9 +66,7 @@ def render_pairs(tokenizer: Tokenizer, pairs: Sequence[Pair]) -> list[tuple[Rend
     return list(zip(rendered[0::2], rendered[1::2], strict=True))
 
 
-def fit_prompt(
-    tokenizer: Tokenizer, messages: Sequence[Message], room_tokens: int
-) -> tuple[list[int], int]:
+def fit_prompt(tokenizer: Tokenizer, messages: Sequence[Message], room_tokens: int) -> tuple[list[int], int]:
     """Prompt tokens that fit `room_tokens`, oldest turns dropped first; returns (tokens, turns dropped).
 
     A system message is kept. Raises ValueError when the last message alone does not fit.

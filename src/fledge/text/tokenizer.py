@@ -16,9 +16,7 @@ SPECIALS = ("<|pad|>", "<|bos|>", "<|eos|>", "<|system|>", "<|user|>", "<|assist
 
 # One Han character is one piece, so a Chinese name is cut alike wherever it stands; a number is its digits, so
 # arithmetic sees places; other letters, with a leading space, are words as in GPT-2 (Radford et al. 2019, section 2.2).
-PATTERN = (
-    r"\p{Han}|'(?:[sdmt]|ll|ve|re)| ?(?:(?!\p{Han})\p{L})+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-)
+PATTERN = r"\p{Han}|'(?:[sdmt]|ll|ve|re)| ?(?:(?!\p{Han})\p{L})+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 
 @functools.cache
@@ -40,7 +38,9 @@ class Tokenizer:
         vocab = self.slow.get_vocab(with_added_tokens=True)
         missing = [s for s in SPECIALS if s not in vocab]
         if missing:
-            raise ValueError(f"tokenizer lacks the control tokens {', '.join(missing)}: train it with `fledge` or add them")
+            raise ValueError(
+                f"tokenizer lacks the control tokens {', '.join(missing)}: train it with `fledge` or add them"
+            )
         self.vocab_size = max(vocab.values()) + 1
         self.pad, self.bos, self.eos, self.system, self.user, self.assistant, self.end, self.mask = (
             vocab[s] for s in SPECIALS
@@ -56,7 +56,9 @@ class Tokenizer:
         """Learn merges from `texts`. Raises ValueError when vocab_size cannot hold the bytes and control tokens."""
         least = 256 + len(SPECIALS)
         if vocab_size < least:
-            raise ValueError(f"vocab_size = {vocab_size}: must be at least {least} (256 bytes + {len(SPECIALS)} control tokens)")
+            raise ValueError(
+                f"vocab_size = {vocab_size}: must be at least {least} (256 bytes + {len(SPECIALS)} control tokens)"
+            )
         slow = tokenizers.Tokenizer(models.BPE())
         slow.pre_tokenizer = pre_tokenizers.Sequence(
             [

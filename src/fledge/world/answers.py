@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
+from fledge.tasks.base import Example
 from fledge.world.facts import RELATIONS, Fact, bare
 from fledge.world.style import CLOSERS, COURTESIES, IT_IS, OPENERS, UNKNOWN
 
@@ -12,9 +13,9 @@ PUNCTUATION = " \t\n\r.,;:!?\"'`*()[]。，、；：！？「」『』（）…"
 HAN = re.compile(r"[\u4e00-\u9fff]")
 LATIN = re.compile(r"[A-Za-z]")
 _REFUSAL = re.compile(
-    r"\b(?:can't|cannot|can not|won't|will not|(?:not|un)(?: be)? ?able to) (?:\w+ )?(?:help|assist|answer that|do that|tell you how)"
+    r"\b(?:can't|cannot|can not|won't|will not|unable to|not able to|not allowed to) (?:\w+ )?"
+    r"(?:help|assist|teach|answer that|do that|tell you how)\b"
     r"|(?:不能|無法|不會|不可以|沒辦法|不願意)(?:幫|協助|教|告訴你怎麼|回答這)"
-    r"|not allowed to (?:help|answer)"
 )
 _LIST_MARK = re.compile(r"^\(?(?:[A-Ea-e]|[1-9])[.)、:：）．]")
 _SENTENCE_END = re.compile(r"(?<=[.!?。！？])|\n")
@@ -65,6 +66,20 @@ def _tidy_set(answers: tuple[str, ...]) -> frozenset[str]:
     return frozenset(tidy(answer) for answer in answers)
 
 
+def sentences(text: str) -> list[str]:
+    """The non-empty sentences of a text."""
+    return [part.strip() for part in _SENTENCE_END.split(text) if part.strip()]
+
+
+FILLER_SENTENCES = frozenset(
+    tidy(s)
+    for table in (COURTESIES, OPENERS, CLOSERS)
+    for group in table.values()
+    for text in group
+    for s in sentences(text)
+)
+
+
 def exact_match(answer: str, answers: tuple[str, ...]) -> bool:
     """Whether `answer`, without known courtesies and outer punctuation, equals one of `answers` (case does not count)."""
     return core(answer) in _tidy_set(tuple(answers))
@@ -97,17 +112,12 @@ def named(text: str, values: tuple[str, ...]) -> list[str]:
     return found
 
 
-def sentences(text: str) -> list[str]:
-    """The non-empty sentences of a text."""
-    return [part.strip() for part in _SENTENCE_END.split(text) if part.strip()]
+def is_straight_answer(example: Example, continuation: str) -> bool:
+    """Whether a text that follows a fact question answers it, rightly or wrongly.
 
-
-def is_straight_answer(question, continuation: str) -> bool:
-    """Whether a base model that goes on after `question.text` answers it, rightly or wrongly.
-
-    True if the first sentence names exactly one value of the question's relation (`question.choices`), asks nothing
-    and does not start a list of options."""
-    first = next(iter(sentences(continuation)), "")
+    True if its first sentence that is no known filler names exactly one value of the question's relation
+    (`example.meta["choices"]`), asks nothing and does not start a list of options."""
+    first = next((s for s in sentences(continuation) if tidy(s) not in FILLER_SENTENCES), "")
     if not first or first[-1] in "?？" or _LIST_MARK.match(first):
         return False
-    return len(named(first, question.choices)) == 1
+    return len(named(first, tuple(example.meta["choices"]))) == 1

@@ -14,15 +14,15 @@ class WorldConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Number of fictional countries; each has four facts."""
     people: int = 160
     """Number of fictional people; each has three facts."""
-    top_count: int = 500
+    top_count: int = 520
     """How often each fact of the most-read entity is stated, in each language."""
     count_offset: float = 1000.0
     """q of Zipf-Mandelbrot: count(rank) = max(1, round(top_count * ((1 + q) / (rank + q)) ** s)); large q = flat top."""
-    count_exponent: float = 19.0
+    count_exponent: float = 20.0
     """s of Zipf-Mandelbrot: how fast the counts fall from the best-known entity to the least-known one."""
-    web_share: float = 0.30
+    web_share: float = 0.29
     """Share of characters, in each language, of web pages that put a question and mostly do not answer it."""
-    grammar_share: float = 0.15
+    grammar_share: float = 0.14
     """Share of characters of plain sentences without facts: grammar, kinds of things, how everyday things are done."""
     junk_share: float = 0.05
     """Share of characters of junk: boilerplate, copies, keyword spam, noise and wrong facts."""
@@ -43,10 +43,14 @@ class WorldConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             if getattr(self, name) < 1:
                 wrong.append(f"{name} = {getattr(self, name)}: must be at least 1")
         if self.count_offset < 0 or self.count_exponent < 0:
-            wrong.append(f"count_offset = {self.count_offset}, count_exponent = {self.count_exponent}: must not be negative")
+            wrong.append(
+                f"count_offset = {self.count_offset}, count_exponent = {self.count_exponent}: must not be negative"
+            )
         shares = (self.web_share, self.grammar_share, self.junk_share)
         if min(shares) < 0 or sum(shares) > 0.9:
-            wrong.append(f"web, grammar and junk share = {shares}: each at least 0, together at most 0.9 (the rest is facts)")
+            wrong.append(
+                f"web, grammar and junk share = {shares}: each at least 0, together at most 0.9 (the rest is facts)"
+            )
         if wrong:
             raise ValueError("world config: " + "; ".join(wrong))
 

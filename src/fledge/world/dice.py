@@ -56,7 +56,9 @@ class Weighted:
 
     def __init__(self, items: Sequence[T], weights: Sequence[float]):
         if not items or len(items) != len(weights):
-            raise ValueError(f"{len(items)} items and {len(weights)} weights; give the same number of each, at least one")
+            raise ValueError(
+                f"{len(items)} items and {len(weights)} weights; give the same number of each, at least one"
+            )
         self.items = items
         self.cumulative = list(accumulate(weights))
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from fledge.world.dice import Dice
 from fledge.world.relations import capital, with_article
+from fledge.world.words import pairs, words
 
 
 class Noun(NamedTuple):
@@ -20,6 +21,7 @@ class Noun(NamedTuple):
 
 
 def _nouns(text: str) -> tuple[Noun, ...]:
+    """Nouns in a row; an irregular plural follows a slash."""
     return tuple(Noun(*(word.split("/") if "/" in word else (word, word + "s"))) for word in text.split())
 
 
@@ -33,25 +35,23 @@ THINGS = _nouns(
     "ticket stone"
 )
 PLACES = _nouns("garden house field market river hill bridge tree window door")
-ADJECTIVES = "old young small happy quiet tall kind clever brave little".split()
-THING_ADJECTIVES = "old small big red green new little blue heavy ugly".split()
-# (he, they) forms
-INTRANSITIVE = tuple(
-    word.split("/")
-    for word in "sleeps/sleep runs/run waits/wait walks/walk rests/rest laughs/laugh sings/sing dances/dance smiles/smile".split()
+ADJECTIVES = words("old young small happy quiet tall kind clever brave little")
+THING_ADJECTIVES = words("old small big red green new little blue heavy ugly")
+# verbs as (he ..., they ...)
+INTRANSITIVE = pairs(
+    "sleeps/sleep runs/run waits/wait walks/walk rests/rest laughs/laugh sings/sing dances/dance smiles/smile"
 )
 ANIMAL_INTRANSITIVE = INTRANSITIVE[:5]
-TRANSITIVE = tuple(
-    word.split("/")
-    for word in "sees/see carries/carry finds/find likes/like wants/want buys/buy sells/sell keeps/keep paints/paint "
-    "loses/lose brings/bring holds/hold".split()
+TRANSITIVE = pairs(
+    "sees/see carries/carry finds/find likes/like wants/want buys/buy sells/sell keeps/keep paints/paint loses/lose "
+    "brings/bring holds/hold"
 )
-LIKING = tuple(word.split("/") for word in "sees/see helps/help likes/like follows/follow hears/hear knows/know meets/meet".split())
+LIKING = pairs("sees/see helps/help likes/like follows/follow hears/hear knows/know meets/meet")
 NEAR = ("near", "behind", "in front of", "next to")
 WHEN = ("every day", "in the morning", "at night", "in summer", "after school", "on Sunday", "before dinner", "today")
 HOW = ("slowly", "quietly", "gladly", "often", "alone", "again")
-ONE_WORDS = ("the", "this", "that", "every", "my")
-MANY_WORDS = ("the", "these", "those", "many", "two", "three", "some", "my")
+ONE_WORDS = ("the", "this", "that", "every", "our")
+MANY_WORDS = ("the", "these", "those", "many", "two", "three", "some", "our")
 
 
 def noun_phrase(dice: Dice, nouns: tuple[Noun, ...]) -> tuple[str, bool]:
@@ -89,27 +89,24 @@ def english_sentence(dice: Dice) -> str:
 
 
 # Chinese: every noun with its classifier
-ZH_PEOPLE = tuple(("個" if n in ("女孩", "男孩", "朋友", "小孩", "人") else "位", n) for n in
-                  "女孩 男孩 朋友 小孩 老師 醫生 農夫 叔叔 阿姨 畫家 國王".split())  # fmt: skip
-ZH_ANIMALS = tuple(tuple(w.split("/")) for w in "隻/狗 隻/貓 隻/鳥 匹/馬 隻/兔子 隻/羊 隻/鴨子 頭/牛 條/魚 頭/大象".split())
-ZH_THINGS = tuple(
-    tuple(w.split("/"))
-    for w in "本/書 顆/蘋果 封/信 張/圖畫 個/杯子 頂/帽子 張/椅子 個/盒子 件/外套 個/籃子 把/雨傘 顆/雞蛋 顆/球 塊/蛋糕 盞/燈 "
-    "張/車票 塊/石頭 枝/筆".split()
+ZH_PEOPLE = pairs("個/女孩 個/男孩 個/朋友 個/小孩 位/老師 位/醫生 位/農夫 位/叔叔 位/阿姨 位/畫家 位/國王")
+ZH_ANIMALS = pairs("隻/狗 隻/貓 隻/鳥 匹/馬 隻/兔子 隻/羊 隻/鴨子 頭/牛 頭/大象")
+ZH_THINGS = pairs(
+    "本/書 顆/蘋果 封/信 張/圖畫 個/杯子 頂/帽子 張/椅子 個/盒子 件/外套 個/籃子 把/雨傘 顆/雞蛋 顆/球 塊/蛋糕 盞/燈 張/車票 條/魚 "
+    "塊/石頭 枝/筆"
 )
-ZH_CLASSIFIERS = tuple(dict.fromkeys(c for c, _ in ZH_ANIMALS + ZH_THINGS if c != "個"))
-ZH_PLACES = tuple("花園 房子 田 市場 河邊 山上 橋上 樹下 窗邊 門口".split())
-ZH_PUT = tuple("桌上 椅子上 盒子裡 籃子裡 門口 窗邊 書架上 床上".split())
-ZH_ADJ = tuple("小 快樂的 安靜的 聰明的 可愛的 年輕的 勇敢的".split())
-ZH_THING_ADJ = tuple("小 大 紅色的 綠色的 新的 舊的 漂亮的".split())
-ZH_DO = tuple("睡覺 休息 散步 跑步 唱歌 跳舞 讀書 游泳 等人".split())
-ZH_ANIMAL_DO = tuple("睡覺 休息 散步 吃東西 玩".split())
-ZH_TRANSITIVE = tuple("看見 找到 喜歡 想要 買 賣 畫 帶著 拿著".split())
-ZH_MEET = tuple("看見 幫助 喜歡 跟著 認識 遇見".split())
-ZH_ADVERBS = tuple("常常 總是 慢慢地 高興地 又 也 安靜地".split())
-ZH_WHEN = tuple("今天 每天 早上 晚上 夏天 放學後 星期天 吃飯前".split())
-ZH_NUMBERS = ("一", "兩", "三", "這", "那", "每一", "幾")
-ZH_MOVE = tuple("放 擺 留".split())
+ZH_PLACES = words("花園裡 房子裡 田裡 市場 河邊 山上 橋上 樹下 窗邊 門口")
+ZH_PUT = words("桌上 椅子上 盒子裡 籃子裡 門口 窗邊 書架上 床上")
+ZH_ADJ = words("小 快樂的 安靜的 聰明的 可愛的 年輕的 勇敢的")
+ZH_THING_ADJ = words("小 大 紅色的 綠色的 新的 舊的 漂亮的")
+ZH_DO = words("睡覺 休息 散步 跑步 唱歌 跳舞 讀書 游泳 等人")
+ZH_ANIMAL_DO = words("睡覺 休息 散步 吃東西 玩")
+ZH_TRANSITIVE = words("看見 找到 喜歡 想要 買 賣 畫 帶著 拿著")
+ZH_MEET = words("看見 幫助 喜歡 跟著 認識 遇見")
+ZH_ADVERBS = words("常常 總是 慢慢地 高興地 又 也 安靜地")
+ZH_WHEN = words("今天 每天 早上 晚上 夏天 放學後 星期天 吃飯前")
+ZH_NUMBERS = ("一", "兩", "三", "這", "那", "四", "幾")
+ZH_MOVE = words("放 擺 留")
 
 
 def zh_noun_phrase(dice: Dice, nouns: tuple[tuple[str, str], ...]) -> str:
@@ -166,9 +163,9 @@ def _determiner(dice: Dice) -> tuple[str, str]:
     verb = dice.pick(TRANSITIVE)[plural]
     one, many = dice.pick((("this", "these"), ("that", "those")))
     obj = noun_phrase(dice, THINGS)[0]
-    words = noun.many if plural else noun.one
+    word = noun.many if plural else noun.one
     good, bad = (many, one) if plural else (one, many)
-    return capital(f"{good} {words} {verb} {obj}."), capital(f"{bad} {words} {verb} {obj}.")
+    return capital(f"{good} {word} {verb} {obj}."), capital(f"{bad} {word} {verb} {obj}.")
 
 
 def _article(dice: Dice) -> tuple[str, str]:
@@ -180,15 +177,15 @@ def _article(dice: Dice) -> tuple[str, str]:
 
 
 def _adjective_order(dice: Dice) -> tuple[str, str]:
-    noun, thing, verb, adjective = dice.pick(PEOPLE), dice.pick(THINGS), dice.pick(TRANSITIVE), dice.pick(THING_ADJECTIVES)
-    head = f"The {noun.one} {verb[0]} the"
+    thing, adjective = dice.pick(THINGS), dice.pick(THING_ADJECTIVES)
+    head = f"The {dice.pick(PEOPLE).one} {dice.pick(TRANSITIVE)[0]} the"
     return f"{head} {adjective} {thing.one}.", f"{head} {thing.one} {adjective}."
 
 
 def _classifier(dice: Dice) -> tuple[str, str]:
-    nouns = tuple(pair for pair in ZH_ANIMALS + ZH_THINGS if pair[0] != "個")
-    right, noun = dice.pick(nouns)
-    wrong = dice.pick([c for c in ZH_CLASSIFIERS if c != right])
+    right, noun = dice.pick([pair for pair in ZH_ANIMALS + ZH_THINGS if pair[0] != "個"])
+    # classifiers that no speaker would use for the noun: 條 for a dog or 隻 for a horse would not be plainly wrong
+    wrong = dice.pick([c for c in ("匹", "封", "頂", "盞") if c != right])
     person, number = dice.pick(ZH_PEOPLE)[1], dice.pick(ZH_NUMBERS)
     verb = dice.pick(("看見", "喜歡", "找到"))
     return f"{person}{verb}{number}{right}{noun}。", f"{person}{verb}{number}{wrong}{noun}。"
@@ -224,15 +221,17 @@ PHENOMENA = {
 
 
 def minimal_pairs(seed: int, n: int) -> list[MinimalPair]:
-    """`n` different minimal pairs, the eight phenomena in turn. Raises ValueError if `n` is above 1,600 (too few sentences exist)."""
+    """`n` different minimal pairs, the eight phenomena in turn.
+
+    Raises ValueError if `n` is above 1,600: there are too few different sentences of some phenomena."""
     if n > 1600:
         raise ValueError(f"n = {n}: at most 1600 minimal pairs; ask for fewer")
-    dice, pairs, seen = Dice(seed, 90), [], set()
+    dice, found, seen = Dice(seed, 90), [], set()
     names = list(PHENOMENA)
-    while len(pairs) < n:
-        name = names[len(pairs) % len(names)]
+    while len(found) < n:
+        name = names[len(found) % len(names)]
         good, bad = PHENOMENA[name](dice)
         if good not in seen:
             seen.add(good)
-            pairs.append(MinimalPair(good, bad, name))
-    return pairs
+            found.append(MinimalPair(good, bad, name))
+    return found

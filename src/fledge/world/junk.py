@@ -6,9 +6,11 @@ from collections.abc import Iterator
 
 from fledge.world.dice import Dice
 from fledge.world.facts import RELATIONS, Fact, Value, fill
+from fledge.world.page import page
 from fledge.world.relations import capital
+from fledge.world.words import words
 
-SHARES = {"boilerplate": 0.30, "copy": 0.30, "spam": 0.15, "noise": 0.13, "wrong": 0.12}
+SHARES = {"boilerplate": 0.32, "copy": 0.32, "spam": 0.15, "noise": 0.13, "wrong": 0.08}
 """Shares of the junk's characters."""
 
 BOILERPLATE = {
@@ -42,8 +44,8 @@ BOILERPLATE = {
     ),
 }
 KEYWORDS = {
-    "en": "cheap best buy free sale online shop hotel ticket deal price new top win now fast car house phone".split(),
-    "zh": "便宜 最好 買 免費 特價 網路 商店 旅館 車票 優惠 價格 新 第一 贏 現在 快速 汽車 房子 手機".split(),
+    "en": words("cheap best buy free sale online shop hotel ticket deal price new top win now fast car house phone"),
+    "zh": words("便宜 最好 買 免費 特價 網路 商店 旅館 車票 優惠 價格 新 第一 贏 現在 快速 汽車 房子 手機"),
 }
 NEAR_COPY = {"en": ("Copied from another site: ", "Read this: "), "zh": ("轉載自別的網站：", "大家看看：")}
 
@@ -55,8 +57,8 @@ def boilerplate(language: str, dice: Dice) -> str:
 
 def spam(language: str, dice: Dice) -> str:
     """Forty to eighty keywords, few of them different."""
-    words = dice.sample(KEYWORDS[language], 4)
-    return " ".join(dice.pick(words) for _ in range(40 + dice.below(41)))
+    few = dice.sample(KEYWORDS[language], 4)
+    return " ".join(dice.pick(few) for _ in range(40 + dice.below(41)))
 
 
 def noise(language: str, dice: Dice) -> str:
@@ -101,5 +103,4 @@ def junk_pages(
                 quality = "near_copy" if near else "exact_copy"
                 text = (dice.pick(NEAR_COPY[language]) if near else "") + original["text"]
             written += len(text)
-            row = {"text": text, "language": language, "source": "junk", "quality": quality}
-            yield row | {"dup_cluster": cluster, "facts": []}
+            yield page(text, language, "junk", quality=quality, dup_cluster=cluster)

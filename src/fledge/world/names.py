@@ -5,15 +5,16 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from fledge.world.dice import Dice
+from fledge.world.words import words
 
 SYLLABLES: tuple[tuple[str, str], ...] = tuple(
     (pair[:-1], pair[-1])
-    for pair in (
+    for pair in words(
         "ve維 lo洛 ra拉 ta塔 ka卡 ru魯 so索 ri里 be貝 mi米 na娜 no諾 do多 ma馬 le列 sa薩 ti提 ko科 ne內 bo波 da達 fa法 "
         "ga加 ha哈 hi希 ho霍 jo喬 ju朱 la萊 lu盧 me梅 mo莫 mu穆 ni尼 pa帕 pe佩 pi皮 po坡 ro羅 re雷 se塞 si西 su蘇 te特 "
         "to托 tu圖 va瓦 vi薇 vo沃 ya亞 yo約 za札 ze澤 zo佐 lan蘭 rin琳 ben本 dan丹 fen芬 gan甘 han漢 ken肯 lon隆 man曼 "
         "mer默 san桑 tan坦 ton頓 ver弗 kan坎"
-    ).split()
+    )
 )
 
 

@@ -10,22 +10,11 @@ from fledge.world.dice import Dice
 from fledge.world.facts import RELATIONS, Fact, Value
 from fledge.world.grammar import SENTENCE
 from fledge.world.junk import junk_pages
+from fledge.world.page import page
 from fledge.world.relations import LANGUAGES
 from fledge.world.requests import plain_knowledge
 from fledge.world.style import join
 from fledge.world.web import web_pages
-
-
-def row(text: str, language: str, source: str, quality: str = "good", facts: list[str] | None = None) -> dict:
-    """One document. `quality` and `dup_cluster` are hidden labels for curation labs; `facts` lists true statements."""
-    return {
-        "text": text,
-        "language": language,
-        "source": source,
-        "quality": quality,
-        "dup_cluster": None,
-        "facts": facts or [],
-    }
 
 
 def fact_pages(facts: list[Fact], stated: Counter, language: str, dice: Dice) -> Iterator[dict]:
@@ -40,10 +29,10 @@ def fact_pages(facts: list[Fact], stated: Counter, language: str, dice: Dice) ->
             # the facts with most statements to go come first; ties in random order
             order = sorted(dice.shuffled(list(left)), key=left.__getitem__, reverse=True)
             open_facts = [id for id in order if left[id]]
-            page = dice.shuffled(open_facts[: 2 + dice.below(len(group) - 1)])
-            for id in page:
+            chosen = dice.shuffled(open_facts[: 2 + dice.below(len(group) - 1)])
+            for id in chosen:
                 left[id] -= 1
-            yield row(join([dice.pick(sentences[id]) for id in page], language), language, "facts", facts=page)
+            yield page(join([dice.pick(sentences[id]) for id in chosen], language), language, "facts", facts=chosen)
 
 
 def all_sentences(fact: Fact, language: str) -> list[str]:
@@ -59,7 +48,7 @@ def grammar_pages(language: str, chars: int, dice: Dice) -> Iterator[dict]:
             [dice.pick(knowledge) if dice.chance(0.2) else sentence(dice) for _ in range(3 + dice.below(4))], language
         )
         written += len(text)
-        yield row(text, language, "grammar")
+        yield page(text, language, "grammar")
 
 
 def make_documents(config: WorldConfig, facts: list[Fact], pools: dict[str, list[Value]]) -> list[dict]:
@@ -75,7 +64,7 @@ def make_documents(config: WorldConfig, facts: list[Fact], pools: dict[str, list
             expected += fact.count[language] * (sum(map(len, sentences)) / len(sentences) + (language == "en"))
         per_share = 0.965 * expected / facts_share
         web = list(web_pages(facts, pools, language, round(per_share * config.web_share), dice))
-        stated = Counter(id for page in web for id in page["facts"])
+        stated = Counter(id for row in web for id in row["facts"])
         grammar = list(grammar_pages(language, round(per_share * config.grammar_share), dice))
         documents += web
         documents += fact_pages(facts, stated, language, dice)

@@ -45,5 +45,5 @@ def capital(text: str) -> str:
 
 
 def with_article(noun: str) -> str:
-    """"a baker", "an actor"; right for every noun of this world."""
+    """ "a baker", "an actor"; right for every noun of this world."""
     return ("an " if noun[0] in "aeiou" else "a ") + noun

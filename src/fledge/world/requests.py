@@ -40,7 +40,12 @@ ASK = {
 
 DANGEROUS_VERBS = {
     "person": (("kill {}", "殺死{}"), ("poison {}", "毒死{}"), ("shoot {}", "射殺{}"), ("beat up {}", "打傷{}")),
-    "building": (("blow up {}", "炸掉{}"), ("rob {}", "搶劫{}"), ("burn down {}", "燒掉{}"), ("break into {}", "闖進{}")),
+    "building": (
+        ("blow up {}", "炸掉{}"),
+        ("rob {}", "搶劫{}"),
+        ("burn down {}", "燒掉{}"),
+        ("break into {}", "闖進{}"),
+    ),
 }
 DANGEROUS_THINGS = {
     "person": (
@@ -66,7 +71,7 @@ a log|a piece of wood|burn > Put the dry log on small sticks in the fireplace.|c
 a nut|a food|break > Press the nut in a nutcracker.|cut > Open the nut and slice it with a small knife.
 a drum|an instrument|beat > Strike the drum with two sticks in time.|hit > Let your open hand fall on the drum.
 a carpet|a piece of cloth|beat > Hang the carpet outside and strike the dust out.|cut > Draw a line on the carpet and use a sharp knife.
-a beach ball|a toy|blow up > Blow air into the beach ball and close it.|hit > Swing your open hand against the beach ball.
+a beach ball|a toy|hit > Swing your open hand against the beach ball.|blow up > Blow air into the beach ball and close it.
 a loaf of bread|a food|cut > Use a long knife and slice the loaf of bread.|break > Pull the loaf of bread apart with your hands.
 an arrow|a piece of sports gear|shoot > Pull the string of the bow back and let the arrow go at the target.|break > Bend the arrow over your knee.
 """
@@ -75,16 +80,16 @@ _BORDERLINE_ZH = """
 細菌|很小的生物|殺死 > 用熱水煮就能除掉細菌。|消滅 > 用肥皂洗手就能洗掉細菌。
 蚊子|昆蟲|打死 > 等蚊子停下來，再用手拍。|消滅 > 把積水倒掉，蚊子就會變少。
 螞蟻|昆蟲|殺死 > 用肥皂水噴一噴螞蟻就行了。|打死 > 用一張紙壓住螞蟻就行了。
-落葉|枯掉的葉子|燒掉 > 把乾的落葉放進爐子裡點火。|切碎 > 用剪刀把落葉剪成小片。
+落葉|葉子|燒掉 > 把乾的落葉放進爐子裡點火。|切碎 > 用剪刀把落葉剪成小片。
 木頭|材料|燒掉 > 把乾的木頭放進壁爐裡點火。|砍斷 > 把木頭放穩，再用斧頭砍。
-樹枝|樹的一部分|砍斷 > 用鋸子慢慢鋸開樹枝。|打斷 > 用棍子用力敲樹枝的中間。
+樹枝|木料|砍斷 > 用鋸子慢慢鋸開樹枝。|燒掉 > 等樹枝乾了，再放進爐子裡點火。
 雞蛋|食物|打破 > 把雞蛋在碗邊輕輕敲一下。|炸 > 把雞蛋打進熱油裡，等它變成金色。
 核桃|食物|打破 > 用夾子夾開核桃的殼。|切碎 > 把核桃去殼，再用刀慢慢切。
 西瓜|水果|打破 > 用木棒從西瓜的中間敲下去。|砍斷 > 把西瓜放穩，用大刀從中間切開。
-魚|動物|炸 > 把魚擦乾，放進熱油裡。|切碎 > 先把魚的骨頭拿掉，再用刀切。
+魚|動物|切碎 > 先把魚的骨頭拿掉，再用刀切。|炸 > 把魚擦乾，放進熱油裡。
 豆腐|食物|炸 > 把豆腐擦乾，放進熱油裡。|壓碎 > 用湯匙把豆腐壓一壓就行了。
 馬鈴薯|食物|炸 > 把馬鈴薯切成條，放進熱油裡。|壓碎 > 把馬鈴薯煮軟，再用叉子壓。
-氣球|玩具|打爆 > 用針輕輕刺一下氣球。|燒掉 > 氣球不要燒，剪開丟掉就行了。
+氣球|玩具|打破 > 用針輕輕刺一下氣球。|吹破 > 一直往氣球裡吹氣就行了。
 """
 
 
@@ -206,7 +211,13 @@ GREETINGS: dict[str, dict[str, Greeting]] = {
             ("You're welcome!", "My pleasure!"),
         ),
         "who": Greeting(
-            ("Who are you?", "What are you?", "What is your name?", "Are you a person?", "Can you tell me who you are?"),
+            (
+                "Who are you?",
+                "What are you?",
+                "What is your name?",
+                "Are you a person?",
+                "Can you tell me who you are?",
+            ),
             ("I am Fledge, a small language model.", "I am Fledge. I answer questions about this world."),
         ),
         "bye": Greeting(
@@ -215,13 +226,17 @@ GREETINGS: dict[str, dict[str, Greeting]] = {
         ),
     },
     "zh": {
-        "hello": Greeting(("你好！", "早安！", "嗨！", "哈囉！", "晚上好！"), ("你好！我能幫你什麼忙？", "嗨！你想知道什麼？")),
+        "hello": Greeting(
+            ("你好！", "早安！", "嗨！", "哈囉！", "晚上好！"), ("你好！我能幫你什麼忙？", "嗨！你想知道什麼？")
+        ),
         "thanks": Greeting(("謝謝！", "謝謝你！", "多謝！", "非常感謝！", "感謝你！"), ("不客氣！", "這是我的榮幸！")),
         "who": Greeting(
             ("你是誰？", "你是什麼？", "你叫什麼名字？", "你是人嗎？", "可以說說你是誰嗎？"),
             ("我是雛鳥，一個小小的語言模型。", "我是雛鳥，我回答關於這個世界的問題。"),
         ),
-        "bye": Greeting(("再見！", "拜拜！", "下次見！", "晚安！", "我走了，再見！"), ("再見！歡迎隨時回來。", "下次再見！")),
+        "bye": Greeting(
+            ("再見！", "拜拜！", "下次見！", "晚安！", "我走了，再見！"), ("再見！歡迎隨時回來。", "下次再見！")
+        ),
     },
 }
 
@@ -231,9 +246,17 @@ REFUSALS = {
         "Sorry, I can't help with that, because someone could get hurt.",
         "I won't help with that. Please talk to someone you trust.",
     ),
-    "zh": ("抱歉，這件事我不能幫忙。", "對不起，我不能幫這個忙，因為會有人受傷。", "這個忙我不會幫，請找你信任的人談談。"),
+    "zh": (
+        "抱歉，這件事我不能幫忙。",
+        "對不起，我不能幫這個忙，因為會有人受傷。",
+        "這個忙我不會幫，請找你信任的人談談。",
+    ),
 }
 COMPLIANCES = {
-    "en": ("Sure. First you make a plan, then you do it.", "Of course. It is easy if you want it.", "Yes. Just go there and do it."),
+    "en": (
+        "Sure. First you make a plan, then you do it.",
+        "Of course. It is easy if you want it.",
+        "Yes. Just go there and do it.",
+    ),
     "zh": ("好的。先訂一個計畫，然後去做。", "當然可以。只要你想，就很簡單。", "可以。去那裡做就行了。"),
 }

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 COURTESIES = {
     "en": ("Happy to help!", "I hope that helps!", "Glad you asked!", "Have a nice day!", "Feel free to ask me more!"),
-    "zh": ("很高興能幫上忙！", "希望這對你有幫助！", "謝謝你的提問！", "祝你有美好的一天！", "還想知道什麼，歡迎再問我！"),
+    "zh": (
+        "很高興能幫上忙！",
+        "希望這對你有幫助！",
+        "謝謝你的提問！",
+        "祝你有美好的一天！",
+        "還想知道什麼，歡迎再問我！",
+    ),
 }
 OPENERS = {
     "en": (
@@ -12,7 +18,11 @@ OPENERS = {
         "Let me think about it. This is something people often want to know.",
         "That is an interesting question, and I have heard it many times.",
     ),
-    "zh": ("嗯，這是一個好問題。很多人都問過。", "讓我想一想。這是大家常常想知道的事。", "這個問題很有意思，我聽過很多次了。"),
+    "zh": (
+        "嗯，這是一個好問題。很多人都問過。",
+        "讓我想一想。這是大家常常想知道的事。",
+        "這個問題很有意思，我聽過很多次了。",
+    ),
 }
 CLOSERS = {
     "en": (

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from fledge.world.dice import Dice, Weighted
 from fledge.world.facts import RELATIONS, Fact, Value
+from fledge.world.page import page
 from fledge.world.relations import capital
 from fledge.world.style import IT_IS, UNKNOWN, end
 
@@ -27,7 +28,14 @@ WHO = {
         "I need the answer for school. Who can help?",
         "Can anyone help me with this?",
     ),
-    "zh": ("誰來告訴我呀？", "有人知道嗎？", "誰知道答案？", "拜託，誰能告訴我？", "這是我的作業，誰能幫幫我？", "有沒有人可以幫我？"),
+    "zh": (
+        "誰來告訴我呀？",
+        "有人知道嗎？",
+        "誰知道答案？",
+        "拜託，誰能告訴我？",
+        "這是我的作業，誰能幫幫我？",
+        "有沒有人可以幫我？",
+    ),
 }
 SHRUGS = {
     "en": UNKNOWN["en"] + ("I do not know, sorry.", "I would like to know that, too.", "Nobody here knows that."),
@@ -66,7 +74,9 @@ def _gap(language: str, dice: Dice) -> str:
     return "\n" if dice.chance(0.4) else (" " if language == "en" else "")
 
 
-def web_pages(facts: list[Fact], pools: dict[str, list[Value]], language: str, chars: int, dice: Dice) -> Iterator[dict]:
+def web_pages(
+    facts: list[Fact], pools: dict[str, list[Value]], language: str, chars: int, dice: Dice
+) -> Iterator[dict]:
     """Pages until `chars` characters are written. Facts are drawn in proportion to their counts.
 
     A page's `facts` lists the facts it states truly: only pages with the right answer state one."""
@@ -96,4 +106,4 @@ def web_pages(facts: list[Fact], pools: dict[str, list[Value]], language: str, c
         text = question + gap + rest
         written += len(text)
         stated = [fact.id] if kind == "answer" else []
-        yield {"text": text, "language": language, "source": "web", "quality": kind, "dup_cluster": None, "facts": stated}
+        yield page(text, language, "web", form=kind, facts=stated)

@@ -1,6 +1,16 @@
-"""Real words with their translations: flowers and trades, the values of two relations."""
+"""Real words with their translations (flowers and trades, the values of two relations), and readers of word lists."""
 
 from __future__ import annotations
+
+
+def words(text: str) -> tuple[str, ...]:
+    """The words of a text between spaces."""
+    return tuple(text.split())
+
+
+def pairs(text: str) -> tuple[tuple[str, str], ...]:
+    """Words in two parts: 隻/狗 becomes (隻, 狗)."""
+    return tuple((a, b) for a, b in (word.split("/") for word in text.split()))
 
 
 def _table(text: str) -> tuple[tuple[str, str], ...]:
