@@ -13,6 +13,7 @@ Rows = Sequence[dict[str, Any]]  # of a stage's metrics.jsonl
 Point = tuple[float, float]
 
 _GROUPS = 140  # points a curve is thinned to; more cannot be seen at this width
+_FEW_GROUPS = 48  # the same for figures of a handful of pairs a step, which jump
 _SIZE = (4.9, 3.1)  # inches of 72 units: text of 9 units is legible on a phone and on a page
 # matplotlib wants real colours; each stands for a variable of the style sheet and is put back in _inline
 _COLOURS = {
@@ -38,11 +39,11 @@ def points(rows: Rows, key: str, *, over: str = "tokens") -> list[Point]:
     return found
 
 
-def thin(curve: Sequence[Point]) -> list[tuple[float, float, float, float]]:
-    """At most 141 groups of neighbours as (mean x, mean, lowest, highest); the first point stays alone."""
+def thin(curve: Sequence[Point], most: int = _GROUPS) -> list[tuple[float, float, float, float]]:
+    """At most `most` + 1 groups of neighbours as (mean x, mean, lowest, highest); the first point stays alone."""
     if not curve:
         return []
-    size = max(1, math.ceil((len(curve) - 1) / _GROUPS))
+    size = max(1, math.ceil((len(curve) - 1) / most))
     groups = [curve[:1], *(curve[i : i + size] for i in range(1, len(curve), size))]
     return [
         (sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g), min(y for _, y in g), max(y for _, y in g))
@@ -107,14 +108,15 @@ def _millions(axis: Any, label: str, largest: float) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     scale, unit = (1e6, "million ") if largest >= 2e6 else (1e3, "thousand ") if largest >= 2e3 else (1, "")
+    axis.axes.set_xlim(0, 1.03 * largest)
     axis.set_major_locator(MaxNLocator(5))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / scale:g}"))
     axis.set_label_text(f"{unit}{label}" if scale > 1 else label)
 
 
-def _curve(ax: Any, who: str, curve: Sequence[Point], label: str | None = None, style: Any = None) -> None:
+def _curve(ax: Any, who: str, curve: Sequence[Point], label: str, style: Any = None, most: int = _GROUPS) -> None:
     """A line through the means of neighbouring steps over a band from their lowest to their highest."""
-    groups = thin(curve)
+    groups = thin(curve, most)
     xs, means, lows, highs = (list(column) for column in zip(*groups, strict=True))
     colour, (line, marker) = _COLOURS[who], _STYLE[who]
     if len(groups) > 1:
@@ -161,7 +163,7 @@ def step_chart(
     def paint(figure: Any) -> None:
         ax = figure.subplots()
         for i, ((who, text), curve) in enumerate(curves.items()):
-            _curve(ax, who, curve, text, style=("-", (0, (5, 1.5)))[i % 2])
+            _curve(ax, who, curve, text, ("-", (0, (5, 1.5)))[i % 2], _FEW_GROUPS)
         if chance is not None:
             ax.axhline(chance, color=_COLOURS["dim"], linewidth=0.9, linestyle=(0, (2, 2)))
             ax.annotate("coin toss", (1, chance), (0, 3), xycoords=("axes fraction", "data"), textcoords="offset points",

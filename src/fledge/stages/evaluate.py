@@ -14,8 +14,8 @@ from fledge.stages.common import Parent
 from fledge.tasks.base import Example
 from fledge.text.formats import Message
 
-GREEDY = Sampling(temperature=0.0, max_tokens=48)
-SAMPLED = Sampling(temperature=0.7, max_tokens=48)
+GREEDY = Sampling(temperature=0.0, max_tokens=80)
+SAMPLED = Sampling(temperature=0.7, max_tokens=80)
 _BOOTSTRAP = 1000
 
 

@@ -52,6 +52,11 @@ def number(value: float | None, digits: int = 2) -> str:
     return ABSENT if value is None or not math.isfinite(value) else f"{value:,.{digits}f}"
 
 
+def signed(value: float) -> str:
+    """+0.41, −1.97 with a real minus sign."""
+    return f"{value:+.2f}".replace("-", "−")
+
+
 def whole(value: float | None) -> str:
     """60,000."""
     return number(value, 0)
@@ -61,6 +66,8 @@ def percent(value: float | None) -> str:
     """81%; one more digit where rounding would claim exactly none or exactly all."""
     if value is None or not math.isfinite(value):
         return ABSENT
+    if 0 < value < 0.0005 or 0.9995 < value < 1:
+        return "&lt;0.1%" if value < 0.5 else "&gt;99.9%"
     digits = 1 if 0 < value < 0.01 or 0.99 < value < 1 else 0
     return f"{value * 100:.{digits}f}%"
 
@@ -70,8 +77,8 @@ def large(value: float | None) -> str:
     if value is None:
         return ABSENT
     for scale, word in ((1e12, "trillion"), (1e9, "billion"), (1e6, "million")):
-        if value >= scale:
-            return f"{value / scale:.3g} {word}"
+        if value >= 0.9995 * scale:
+            return f"{value / scale:.3g}\u00a0{word}"
     return whole(value)
 
 
@@ -79,7 +86,7 @@ def duration(seconds: float | None) -> str:
     """6 min 52 s."""
     if seconds is None:
         return ABSENT
-    if seconds < 60:
+    if seconds < 59.5:
         return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
@@ -90,7 +97,7 @@ def byte_size(value: float | None) -> str:
     if value is None:
         return ABSENT
     for scale, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if value >= scale:
+        if value >= 0.9995 * scale:
             return f"{value / scale:.3g} {unit}"
     return f"{value:.0f} bytes"
 
@@ -98,6 +105,12 @@ def byte_size(value: float | None) -> str:
 def plural(count: float, word: str) -> str:
     """ "1 pair", "2,000 pairs"."""
     return f"{whole(count)} {word}{'' if count == 1 else 's'}"
+
+
+def well_sampled(buckets: Sequence[dict[str, Any]], model: str) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """The first and the last bucket whose share of right answers means something: 30 questions or more."""
+    known = [b for b in buckets if (b.get("questions") or 0) >= 30 and b.get(model) is not None]
+    return (known[0], known[-1]) if len(known) > 1 else None
 
 
 def heading(english: str, chinese: str, level: int = 2) -> str:
@@ -122,7 +135,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, kind: str = "")
         f'<tr><th scope="row">{row[0]}</th>' + "".join(f"<td>{cell}</td>" for cell in row[1:]) + "</tr>" for row in rows
     )
     thead = f"<thead><tr>{top}</tr></thead>" if head else ""
-    return f'<div class="scroll"><table class="{kind}">{thead}<tbody>\n{body}\n</tbody></table></div>' if rows else ""
+    return (
+        f'<div class="scroll"><table class="{kind}" style="--figures: {max(1, len(head) - 1)}">{thead}<tbody>\n{body}\n</tbody></table></div>'
+        if rows
+        else ""
+    )
 
 
 def figure(title: str, chinese: str, svg: str, sentence: str) -> str:
@@ -198,7 +215,7 @@ thead th { font-size: 0.84rem; font-weight: 600; color: var(--dim); vertical-ali
 tbody th { font-weight: 500; } tbody th small { display: block; color: var(--dim); font-weight: 400; line-height: 1.4; max-width: 26rem; }
 .tile th, .tile td { padding-block: 0.27rem; } .tile .scroll { margin-top: 0.4rem; } .tile th:first-child { white-space: nowrap; }
 table.facts th { color: var(--dim); font-weight: 400; width: 11rem; } table.facts td { text-align: left; overflow-wrap: anywhere; }
-table.reasons td:nth-child(2) { text-align: left; overflow-wrap: anywhere; }
+table.reasons small { display: block; } table.reasons :is(td, th):nth-child(2) { text-align: left; overflow-wrap: anywhere; }
 .tree, .tree ul { list-style: none; } .tree { margin-top: 0.6rem; }
 .tree ul { margin-left: 0.55rem; padding-left: 1.1rem; border-left: 2px solid var(--line); }
 .tree > ul { border: 0; padding: 0; margin: 0; } .tree li { padding: 0.2rem 0; overflow-wrap: anywhere; } code, pre { font-family: var(--mono); font-size: 0.88em; }
@@ -206,12 +223,18 @@ table.reasons td:nth-child(2) { text-align: left; overflow-wrap: anywhere; }
 pre { background: var(--soft); border-radius: 8px; padding: 0.8rem 1rem; margin-top: 0.6rem; white-space: pre-wrap; overflow-wrap: anywhere; }
 footer { margin-top: 3.5rem; padding-top: 1rem; border-top: 1px solid var(--line); color: var(--dim); font-size: 0.85rem; }
 @media (max-width: 40rem) { main { padding-top: 2rem; } .lead { font-size: 1.08rem; } section { margin-top: 2.75rem; }
-  .wide { display: none; } .narrow { display: block; } .three { grid-template-columns: 1fr; }
-  .scroll th, .scroll td { padding-inline: 0.35rem; } .tile th, .tile td { padding-block: 0.27rem; } .tile .scroll { margin-top: 0.4rem; } .tile th:first-child { white-space: nowrap; }
-table.facts th { width: 7.5rem; } table { font-size: 0.88rem; } }
+  h2 .zh { display: block; margin: 0.1rem 0 0; } .wide { display: none; } .narrow { display: block; } .three { grid-template-columns: 1fr; }
+  .chart text { font-size: 10px !important; } figure, .tile { padding-inline: 0.75rem; }
+  table { font-size: 0.88rem; } th:not(:first-child), td:not(:last-child) { padding-inline: 0.2rem; } table.facts th { width: 7.5rem; }
+  .scores thead th:first-child { display: none; } .scores th small { max-width: none; } .scores :is(thead, tbody) { display: block; }
+  .scores tr { display: grid; grid-template-columns: repeat(var(--figures), 1fr); border-bottom: 1px solid var(--line); }
+  .scores tr :is(th, td) { border: 0; text-align: center; } .scores thead th { align-self: end; }
+  .scores tbody th { grid-column: 1 / -1; padding-bottom: 0; }
+  .scores tbody tr th { text-align: left; } }
 @media print { :root { --page: #fff; --card: #fff; --ink: #111; --dim: #555; --line: #ccc; --soft: #f3f3f3; --text: #555;
     --base: #96651a; --sft: #2666a8; --aligned: #18765a; --control: #737a82; --reward: #87479c; }
-  body { font-size: 10.5pt; } main { padding: 0; max-width: none; } section { margin-top: 1.6rem; } h2, h3 { break-after: avoid; }
+  body { font-size: 10.5pt; } main { padding: 0; max-width: none; } section { margin-top: 1.6rem; } h2, h3 { break-after: avoid; break-inside: avoid; }
+  .text:has(+ .grid, + .picture, + .ask) { break-after: avoid; } .cell h4 { font-size: 0.72rem; }
   .grid { grid-template-columns: 1fr 1fr; } .three { grid-template-columns: repeat(3, 1fr); } .wide { display: block; } .narrow { display: none; }
   * { -webkit-print-color-adjust: exact; print-color-adjust: exact; } }
 """

@@ -3,7 +3,18 @@
 import math
 from typing import Any
 
-from fledge.stages.report_style import dig, duration, entry, large, number, paragraph, percent, plural, whole
+from fledge.stages.report_style import (
+    dig,
+    duration,
+    entry,
+    large,
+    number,
+    paragraph,
+    percent,
+    plural,
+    well_sampled,
+    whole,
+)
 
 Journey = dict[str, Any]
 _LLAMA_PARAMETERS, _LLAMA_TOKENS = 405e9, 15.6e12  # Llama 3.1 405B (Grattafiori et al. 2024, section 3.2)
@@ -42,36 +53,52 @@ def _schooled(journey: Journey) -> str:
     if not sft:
         return "No conversations were given, so it ends as a base model: it continues text and does not answer."
     chats = dig(journey, "data", "chats")
-    sentence = f"Then {_b(plural(chats, 'conversation')) if chats else 'conversations'} taught it to answer and to stop"
+    answers, stops = sft.get("answer_rate"), sft.get("stop_rate")
+    sentence = f"Then {_b(plural(chats, 'conversation')) if chats else 'conversations'} taught it to answer"
+    sentence += "" if answers is None else f" ({_b(percent(answers))} of questions)"
+    sentence += " and to stop" + ("" if stops is None else f" ({_b(percent(stops))} of answers)")
     exact, blank = sft.get("exact_match_heldout"), control.get("exact_match_heldout")
     if exact is not None:
-        sentence += f": {_b(percent(exact))} of its answers to questions kept out of these lessons are exactly right"
+        sentence += f"; asked what these lessons never mention, it is exactly right {_b(percent(exact))} of the time"
         if blank is not None:
-            sentence += f", and {_b(percent(blank))} if the same lessons are given to a model that never read anything"
-    elif sft.get("stop_rate") is not None:
-        sentence += f": it ends {_b(percent(sft['stop_rate']))} of its answers by itself"
+            sentence += (
+                f", where a model given the same lessons without any reading is right {_b(percent(blank))} of the time"
+            )
     return f"{sentence}."
 
 
 def _judged(journey: Journey) -> str:
     aligned = entry(journey, "aligned")
     if not aligned:
-        return "No preferences were given, so it was never told which of its answers are liked." if entry(journey, "sft") else ""
+        return (
+            "No preferences were given, so it was never told which of its answers are liked."
+            if entry(journey, "sft")
+            else ""
+        )
     pairs = dig(journey, "data", "pairs")
     parts = []
     if aligned.get("win_rate_vs_sft") is not None:
         span = aligned.get("win_rate_interval")
         between = f" (between {percent(span[0])} and {percent(span[1])})" if span else ""
-        parts.append(f"its answer beats the SFT model's in {_b(percent(aligned['win_rate_vs_sft']))} of comparisons{between}")
+        parts.append(
+            f"its answer beats the SFT model's in {_b(percent(aligned['win_rate_vs_sft']))} of comparisons{between}"
+        )
     elif aligned.get("preference_accuracy_heldout") is not None:
-        parts.append(f"of pairs it never saw, it ranks {_b(percent(aligned['preference_accuracy_heldout']))} the way people did")
+        parts.append(
+            f"of pairs it never saw, it ranks {_b(percent(aligned['preference_accuracy_heldout']))} the way people did"
+        )
     if aligned.get("refusal_rate_dangerous") is not None:
-        refused = f"it refuses {_b(percent(aligned['refusal_rate_dangerous']))} of dangerous requests"
+        refused = f"it refuses {_refusals(journey, 'refusal_rate_dangerous')} of dangerous requests"
         if aligned.get("refusal_rate_borderline") is not None:
-            refused += f" and {_b(percent(aligned['refusal_rate_borderline']))} of those that only sound dangerous"
+            refused += f" and {_refusals(journey, 'refusal_rate_borderline')} of those that only sound dangerous"
         parts.append(refused)
     start = f"Last, {_b(plural(pairs, 'preference')) if pairs else 'preferences'}, which only say which of two answers is better, moved it"
     return f"{start}: {', and '.join(parts)}." if parts else f"{start}."
+
+
+def _refusals(journey: Journey, key: str) -> str:
+    before = entry(journey, "sft").get(key)
+    return _b(percent(entry(journey, "aligned")[key])) + ("" if before is None else f" (SFT: {percent(before)})")
 
 
 # --- what it can and cannot do --------------------------------------------------------------------------------------
@@ -94,7 +121,11 @@ def _scale(journey: Journey) -> list[str]:
     if not plan.get("parameters") or not plan.get("tokens"):
         return []
     bigger, longer = _LLAMA_PARAMETERS / plan["parameters"], _LLAMA_TOKENS / plan["tokens"]
-    world = "It knows one small invented world and nothing else" if journey.get("material") == "world" else "It knows the text above and nothing else"
+    world = (
+        "It knows one small invented world and nothing else"
+        if journey.get("material") == "world"
+        else "It knows the text above and nothing else"
+    )
     return [
         f"A well-known open model, Llama 3.1 405B, has {_times(bigger)} the parameters of this one and read {_times(longer)} the text; "
         "the stages are the same.",
@@ -109,13 +140,15 @@ def _knowledge(journey: Journey) -> list[str]:
     if exact is not None:
         wrong = f"about one answer in {round(1 / (1 - exact))} is wrong" if 0.5 <= exact < 0.99 else (
             "nearly all of them" if exact >= 0.99 else "it is wrong more often than right")  # fmt: skip
-        said.append(f"Asked about facts the text states often, the SFT model is exactly right {_b(percent(exact))} of the time: {wrong}.")
-    buckets = [b for b in journey.get("exact_match_by_count") or [] if b.get("questions") and b.get("sft") is not None]
-    if len(buckets) > 1 and buckets[0]["sft"] < buckets[-1]["sft"]:
         said.append(
-            f"What it read rarely it does not know ({_b(percent(buckets[0]['sft']))} of the rarest facts), and no later stage brings that back."
-            if buckets[0]["sft"] < 0.5
-            else f"Even of the rarest facts it knows {_b(percent(buckets[0]['sft']))}."
+            f"Asked about facts the text states often, the SFT model is exactly right {_b(percent(exact))} of the time: {wrong}."
+        )
+    rare, common = well_sampled(journey.get("exact_match_by_count") or [], "sft") or ({"sft": 0}, {"sft": 0})
+    if rare["sft"] < common["sft"]:
+        said.append(
+            f"What it read rarely it does not know ({_b(percent(rare['sft']))} of the rarest facts), and no later stage brings that back."
+            if rare["sft"] < 0.5
+            else f"Even of the rarest facts it knows {_b(percent(rare['sft']))}."
         )
     blank = control.get("exact_match_heldout")
     if blank is not None and exact is not None:
@@ -139,14 +172,18 @@ def _manners(journey: Journey) -> list[str]:
     said = [f"It lets {_b(percent(1 - dangerous))} of dangerous requests through"]
     if harmless is not None:
         said[0] += f" and turns away {_b(percent(harmless))} of harmless ones that sound alike"
-    said[0] += ": refusing is a habit learned from examples, not an understanding of harm, and what alignment hides is not erased."
+    said[0] += (
+        ": refusing is a habit learned from examples, not an understanding of harm, and what alignment hides is not erased."
+    )
     return said
 
 
 def _measures(journey: Journey) -> list[str]:
     """Of the user's own material nothing says what is true, so the figures are explained instead."""
     base, sft, aligned, reward = (entry(journey, n) for n in ("base", "sft", "aligned", "reward"))
-    said = ["For your material there is no key of right answers, so this report does not say how often the model is right; judge that by reading it."]
+    said = [
+        "For your material there is no key of right answers, so this report does not say how often the model is right; judge that by reading it."
+    ]
     if base.get("bits_per_byte") is not None:
         bits = base["bits_per_byte"]
         said.append(
@@ -154,10 +191,17 @@ def _measures(journey: Journey) -> list[str]:
             + (" (text compressors usually need between 2 and 3; lower is better, and a figure far below 1 often means the text repeats itself)." if bits < 8 else
                ", so it has learned nothing useful yet."))  # fmt: skip
     if sft.get("stop_rate") is not None:
-        said.append(f"{_b(percent(sft['stop_rate']))} of its answers after SFT end by themselves; the rest ran into the length limit and were cut.")
+        rest = (
+            "; the rest ran into the length limit and were cut"
+            if sft["stop_rate"] < 1
+            else ", none ran into the length limit"
+        )
+        said.append(f"{_b(percent(sft['stop_rate']))} of its answers after SFT end by themselves{rest}.")
     judge = aligned.get("preference_accuracy_heldout")
     if judge is not None:
-        said.append(f"Of preference pairs it never saw, it finds the chosen answer likelier in {_b(percent(judge))}; a coin gets 50%.")
+        said.append(
+            f"In {_b(percent(judge))} of preference pairs it never saw, DPO raised the chosen answer more than the other; a coin gets 50%."
+        )
     if reward.get("accuracy_heldout") is not None:
         said.append(f"The reward model ranks {_b(percent(reward['accuracy_heldout']))} of unseen pairs as people did.")
     return said
@@ -170,6 +214,6 @@ def _perplexity(journey: Journey) -> list[str]:
     vocab = dig(journey, "plan", "vocab_size")
     among = f" of {whole(vocab)}" if vocab else ""
     return [
-        f"In words: a base loss of {number(loss)} nats per token is a perplexity of {number(math.exp(min(loss, 50)), 1)}, as uncertain as a fair "
+        f"In words: the base model's last loss, {number(loss)} nats per token, is a perplexity of {number(math.exp(min(loss, 50.0)), 1)}, as uncertain as a fair "
         f"choice among that many tokens{among}. It depends on the tokenizer; bits per byte do not, so compare models by those."
     ]
