@@ -6,13 +6,14 @@
 Written to a temporary folder, every file fsynced, the manifest (sizes, sha256) last, then renamed. No pickle.
 """
 
+import errno
 import fcntl
 import hashlib
 import os
 import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +59,26 @@ def write_atomically(path: Path, data: bytes) -> None:
     """Replace one file so that readers see the old or the new bytes, never a mixture."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    write_durably(temporary, data)
-    os.replace(temporary, path)
+    try:
+        write_durably(temporary, data)
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
     fsync_folder(path.parent)
+
+
+def remove_unfinished(run: Path) -> None:
+    """Delete what a killed save left behind; only for the process that holds the run's lock."""
+    for left in (run / "checkpoints").glob(".step-*.tmp"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _discard(checkpoint: Path) -> None:
+    """Delete a checkpoint, its name first, so that a folder named step-N is whole at every moment."""
+    aside = checkpoint.with_name(f".{checkpoint.name}.old.tmp")
+    os.rename(checkpoint, aside)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def save_checkpoint(
@@ -76,9 +94,6 @@ def save_checkpoint(
     """Write step `step` of `run` and return its folder; older checkpoints beyond the last two are removed after."""
     parent = run / "checkpoints"
     final, temporary = parent / f"step-{step:07d}", parent / f".step-{step:07d}.tmp"
-    if temporary.exists():
-        shutil.rmtree(temporary)
-    temporary.mkdir(parents=True)
     files = {
         "model.safetensors": save_tensors({k: v.detach().cpu().contiguous() for k, v in model.items()}),
         "optimizer.safetensors": save_tensors({k: v.detach().cpu().contiguous() for k, v in optimizer.items()}),
@@ -87,6 +102,8 @@ def save_checkpoint(
         "tokenizer.json": tokenizer,
     }
     try:
+        remove_unfinished(run)
+        temporary.mkdir(parents=True)
         for name, data in files.items():
             write_durably(temporary / name, data)
         body = {
@@ -97,9 +114,11 @@ def save_checkpoint(
         manifest = {"body": body, "sha256": sha256(canonical_json(body))}
         write_durably(temporary / "MANIFEST.json", canonical_json(manifest))
         fsync_folder(temporary)
-        if final.exists():  # the same step saved again after a resume: same bytes, the old copy goes
-            shutil.rmtree(final)
+        if final.exists():  # the same step saved again
+            _discard(final)
         os.rename(temporary, final)
+        fsync_folder(parent)
+        fsync_folder(run)  # where `checkpoints` and metrics.jsonl are entries
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         size = sum(map(len, files.values()))
@@ -108,15 +127,21 @@ def save_checkpoint(
             f"could not write checkpoint {final} ({size / 1e6:.1f} MB): {error.strerror}; earlier checkpoints are "
             "intact. Free space or make the folder writable, then `fledge resume`",
         ) from error
-    fsync_folder(parent)
     for old in list_checkpoints(run)[:-_KEEP]:
-        shutil.rmtree(old, ignore_errors=True)
+        with suppress(OSError):  # one too many harms nothing, the next save tries again
+            _discard(old)
     return final
 
 
+def step_of(checkpoint: Path) -> int:
+    """The step a checkpoint folder is named after."""
+    return int(checkpoint.name.removeprefix("step-"))
+
+
 def list_checkpoints(run: Path) -> list[Path]:
-    """Checkpoint folders of a run, oldest first; unfinished temporary folders are not checkpoints."""
-    return sorted((run / "checkpoints").glob("step-*"))
+    """Checkpoint folders of a run, oldest first; unfinished temporary folders and other names are not checkpoints."""
+    found = (run / "checkpoints").glob("step-*")
+    return sorted((c for c in found if c.name.removeprefix("step-").isdecimal()), key=step_of)
 
 
 def _read(path: Path) -> bytes:
@@ -138,7 +163,7 @@ def verify(folder: Path) -> tuple[dict[str, bytes], dict[str, Any]]:
         manifest = msgspec.json.decode(raw)
         body = manifest["body"]
         whole = canonical_json(manifest) == raw and sha256(canonical_json(body)) == manifest["sha256"]
-    except (msgspec.DecodeError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):  # not JSON, not UTF-8, or not of this shape
         whole = False
     if not whole:
         raise DamagedCheckpoint(f"{path} is damaged: its sha256 is not the one it states")
@@ -194,7 +219,8 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
     try:
         files, body = verify(folder)
     except DamagedCheckpoint as error:
-        older = [c for c in list_checkpoints(folder.parent.parent) if c.name < folder.name]
+        known = list_checkpoints(folder.parent.parent)
+        older = known[: known.index(folder)] if folder in known else []
         offer = (
             f"the checkpoint before it is {older[-1]}: remove {folder} to continue from there"
             if older
@@ -237,11 +263,11 @@ def run_lock(run: Path) -> Iterator[None]:
 
 
 def require_space(run: Path, checkpoint_bytes: int) -> None:
-    """Raise OSError before any work when the disk cannot hold two checkpoints."""
-    free = shutil.disk_usage(run).free
-    if free < 2 * checkpoint_bytes:
+    """Raise OSError before any work when the disk cannot hold the two checkpoints that are kept while one is written."""
+    free, missing = shutil.disk_usage(run).free, max(1, _KEEP + 1 - len(list_checkpoints(run)))
+    if free < missing * checkpoint_bytes:
         raise OSError(
-            28,
-            f"{run} has {free / 1e6:.1f} MB free; two checkpoints need {2 * checkpoint_bytes / 1e6:.1f} MB: "
-            "free space or choose another --out",
+            errno.ENOSPC,
+            f"{run} has {free / 1e6:.1f} MB free; {missing} checkpoints (two are kept while the next is written) need "
+            f"{missing * checkpoint_bytes / 1e6:.1f} MB: free space or choose another --out",
         )

@@ -1,6 +1,7 @@
 """Settings of the loop, and how a recipe is read: TOML, then `--section.key value`, then every error in one list."""
 
 import difflib
+import re
 import tomllib
 import types
 import typing
@@ -84,6 +85,8 @@ class TrainConfig(Settings, frozen=True, kw_only=True):
         rule(self.spike_sigma is None or self.spike_sigma > 0, "spike_sigma", "above 0, or none to turn it off")
         rule(self.save_seconds > 0, "save_seconds", "above 0")
         rule(self.threads is None or self.threads >= 1, "threads", "at least 1")
+        rule(bool(re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device)), "device", "auto, cpu, cuda or cuda:1")
+        rule(self.seed >= 0, "seed", "at least 0")
         return found
 
 
@@ -92,9 +95,12 @@ def _struct_of(kind: Any) -> type[msgspec.Struct] | None:
     return next((o for o in options if isinstance(o, type) and issubclass(o, msgspec.Struct)), None)
 
 
-def _check(kind: type[msgspec.Struct], data: dict[str, Any], prefix: str, errors: list[str]) -> None:
-    """Collect unknown keys (with the nearest known one) and wrong types of `data` as a `kind`."""
-    known = {f.name: f for f in msgspec.structs.fields(kind)}
+def _check(kind: type[msgspec.Struct], data: dict[str, Any], prefix: str, errors: list[str]) -> dict[str, Any]:
+    """Collect unknown keys (with the nearest known one) and wrong types of `data` as a `kind`; returns the rest of it.
+
+    A section given in part is completed with the defaults of `kind`, which may differ from those of the section's type.
+    """
+    known, usable = {f.name: f for f in msgspec.structs.fields(kind)}, {}
     for key, value in data.items():
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
@@ -103,15 +109,28 @@ def _check(kind: type[msgspec.Struct], data: dict[str, Any], prefix: str, errors
             continue
         inner = _struct_of(known[key].type)
         if inner and isinstance(value, dict):
-            _check(inner, value, f"{prefix}{key}.", errors)
+            given = _check(inner, value, f"{prefix}{key}.", errors)
+            default = known[key].default
+            usable[key] = (msgspec.to_builtins(default) if isinstance(default, inner) else {}) | given
             continue
         try:
             msgspec.convert(value, known[key].type)
+            usable[key] = value
         except msgspec.ValidationError as error:
             errors.append(f"{prefix}{key} = {value!r}: {str(error).split(' - at ')[0]}")
     for name, field in known.items():
         if field.required and name not in data:
             errors.append(f"{prefix}{name}: required; set it in the recipe or with --{prefix}{name}")
+    return usable
+
+
+def _broken_rules(kind: type[Settings], data: dict[str, Any]) -> list[str]:
+    """problems() of `data`; where a required field is missing, those of its sections."""
+    fields = msgspec.structs.fields(kind)
+    if not any(f.required and f.name not in data for f in fields):
+        return msgspec.convert(data, kind).problems()
+    sections = [(f.name, inner) for f in fields if isinstance(data.get(f.name), dict) and (inner := _struct_of(f.type))]
+    return [p for name, inner in sections for p in _broken_rules(inner, data[name])]
 
 
 def _literal(text: str) -> Any:
@@ -119,9 +138,10 @@ def _literal(text: str) -> Any:
     if text.lower() == "none":
         return None
     try:
-        return tomllib.loads(f"x = {text}")["x"]
+        value = tomllib.loads(f"x = {text}")["x"]
     except tomllib.TOMLDecodeError:
         return text
+    return value if isinstance(value, bool | int | float | str | list | dict) else text  # a folder named 2026-01-31
 
 
 def parse_overrides(arguments: list[str]) -> dict[str, Any]:
@@ -142,7 +162,11 @@ def parse_overrides(arguments: list[str]) -> dict[str, Any]:
         *sections, last = key.replace("-", "_").split(".")
         for section in sections:
             node = node.setdefault(section, {})
+            if not isinstance(node, dict):
+                raise ValueError(f"{flag}: --{section} was given a value before; set it or its fields, not both")
         parsed = _literal(value)
+        if isinstance(node.get(last), dict):
+            raise ValueError(f"{flag}: fields of it were set before; set it or its fields, not both")
         if last in node:
             before = node[last] if isinstance(node[last], list) else [node[last]]
             node[last] = [*before, parsed]
@@ -172,14 +196,11 @@ def _wrap_lists(kind: type[msgspec.Struct], data: dict[str, Any]) -> dict[str, A
 
 def build(kind: type[T], data: dict[str, Any]) -> T:
     """`data` as a `kind`, or one ValueError listing every unknown key, wrong type and broken rule."""
-    data = _wrap_lists(kind, data)
     errors: list[str] = []
-    _check(kind, data, "", errors)
+    usable = _check(kind, _wrap_lists(kind, data), "", errors)
+    errors += _broken_rules(kind, usable)
     if not errors:
-        made = msgspec.convert(data, kind)
-        errors = made.problems()
-        if not errors:
-            return made
+        return msgspec.convert(usable, kind)
     lines = "\n  ".join(errors)
     raise ValueError(f"{len(errors)} setting{'s' * (len(errors) > 1)} cannot be used:\n  {lines}")
 

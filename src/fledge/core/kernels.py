@@ -39,6 +39,7 @@ def _choose_back(prob: Tensor, targets: Tensor, grad: Tensor) -> Tensor:
     """grad * (onehot - p) over the probabilities, in place."""
     if native := usable("choose_back", prob, targets, grad):
         native(pointer(prob), pointer(targets), pointer(grad), integer(prob.shape[0]), integer(prob.shape[1]))
+        torch.autograd.graph.increment_version(prob)  # a second backward through it is refused, not wrong
         return prob
     scale = grad[:, None].to(prob.dtype)
     return prob.mul_(-scale).scatter_add_(1, targets[:, None], scale)

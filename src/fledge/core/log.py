@@ -3,10 +3,15 @@
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 import msgspec
+
+
+_LONGEST_TORN_BYTES = 1 << 16  # far more than a line of speed.jsonl
 
 
 class MetricsLog:
@@ -21,23 +26,48 @@ class MetricsLog:
                 "the log was cut or replaced; restore it, or start the stage again in another folder"
             )
         self._file.truncate(offset)
-        self._speed: IO[bytes] = open(run / "speed.jsonl", "ab")
+        self._speed: IO[bytes] = _open_after_last_line(run / "speed.jsonl")
+        self._run = run
 
     def write(self, row: dict[str, Any], speed: dict[str, Any]) -> None:
-        self._file.write(msgspec.json.encode(row) + b"\n")
-        self._speed.write(msgspec.json.encode(speed) + b"\n")
+        with self._explained():
+            self._file.write(msgspec.json.encode(row) + b"\n")
+            self._speed.write(msgspec.json.encode(speed) + b"\n")
 
     def flush(self, durably: bool = False) -> int:
         """Push to the kernel (and to the disk if `durably`); returns the offset to keep in a checkpoint."""
-        self._file.flush()
-        self._speed.flush()
-        if durably:
-            os.fsync(self._file.fileno())
+        with self._explained():
+            self._file.flush()
+            self._speed.flush()
+            if durably:
+                os.fsync(self._file.fileno())
         return os.fstat(self._file.fileno()).st_size
 
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"could not write the log in {self._run}: {error.strerror}; checkpoints are intact. "
+                f"Free space or make the folder writable, then `fledge resume {self._run}`",
+            ) from error
+
     def close(self) -> None:
-        self._file.close()
-        self._speed.close()
+        """Rows a checkpoint counts on are in the file already; a disk that is full now has been told of, or is later."""
+        for file in (self._file, self._speed):
+            with suppress(OSError):
+                file.close()
+
+
+def _open_after_last_line(path: Path) -> IO[bytes]:
+    """Open for appending; a last line torn by a kill is cut off, or it would spoil the next one."""
+    file = open(path, "a+b")
+    file.seek(max(0, file.tell() - _LONGEST_TORN_BYTES))
+    tail = file.read()
+    file.truncate(file.tell() - len(tail) + tail.rfind(b"\n") + 1)
+    return file
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

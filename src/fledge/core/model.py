@@ -5,7 +5,7 @@ N weighted positions.
 """
 
 import math
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Self
 
 import msgspec
 import torch
@@ -38,7 +38,7 @@ SIZES: dict[str, tuple[int, int, int]] = {
 }
 
 
-class ModelConfig(Settings, frozen=True, kw_only=True):
+class Shape(Settings, frozen=True, kw_only=True):
     """Shape of the model: `size` sets everything, each field overrides; None means derived from `size`."""
 
     size: str = "pocket"
@@ -67,25 +67,23 @@ class ModelConfig(Settings, frozen=True, kw_only=True):
     "Biases on the query, key and value projections (Qwen2)."
     tied: bool | None = None
     "Output head shares the embedding; None ties below width 1536."
-    causal: bool = True
-    "False lets every position see all others (BERT)."
-    head: Head = "tokens"
-    "What the model gives: next-token log-probs, those plus a value per token, one reward, or classes."
-    classes: int = 2
-    "Number of classes of the class head."
 
     def problems(self) -> list[str]:
         """Every rule this shape breaks, in words; empty when it can be built."""
         found = []
         if self.size not in SIZES:
             found.append(f"model.size = {self.size!r}: must be one of {', '.join(SIZES)}")
+        shape = ("layers", "width", "heads", "kv_heads", "ffn_width")
+        given = {n: getattr(self, n) for n in (*shape, "context_tokens", "vocab_size")}
+        low = {n: v for n, v in given.items() if v is not None and v < 1}
+        found += [f"model.{name} = {value}: must be at least 1" for name, value in low.items()]
+        if not self.rope_base > 0:
+            found.append(f"model.rope_base = {self.rope_base}: must be above 0; 1e4 is usual")
+        if not self.norm_eps >= 0:
+            found.append(f"model.norm_eps = {self.norm_eps}: must be at least 0; 1e-6 is usual")
+        if self.size not in SIZES or low.keys() & set(shape):
             return found
         c = self.resolved()
-        for name in ("layers", "width", "heads", "kv_heads", "ffn_width", "context_tokens", "vocab_size", "classes"):
-            if (value := getattr(c, name)) is not None and value < 1:
-                found.append(f"model.{name} = {value}: must be at least 1")
-        if found:
-            return found
         if c.width % c.heads:
             found.append(f"model.heads = {c.heads} does not divide model.width = {c.width}: set heads to a divisor")
         elif (c.width // c.heads) % 2:
@@ -94,7 +92,7 @@ class ModelConfig(Settings, frozen=True, kw_only=True):
             found.append(f"model.kv_heads = {c.kv_heads} does not divide model.heads = {c.heads}: set it to a divisor")
         return found
 
-    def resolved(self, vocab_size: int | None = None) -> "ModelConfig":
+    def resolved(self, vocab_size: int | None = None) -> Self:
         """The same shape with every None filled in (vocab_size from the tokenizer where given)."""
         layers, width, heads = SIZES[self.size]
         width = self.width or width
@@ -111,7 +109,7 @@ class ModelConfig(Settings, frozen=True, kw_only=True):
         )
 
     def parameter_count(self, vocab_size: int | None = None) -> int:
-        """Parameters of the resolved shape without its scalar or class head."""
+        """Parameters of a token model of this shape, without a scalar or class head."""
         c = self.resolved(vocab_size)
         head_width = c.width // c.heads
         qkv = (c.heads + 2 * c.kv_heads) * head_width
@@ -125,6 +123,22 @@ class ModelConfig(Settings, frozen=True, kw_only=True):
         matmul = c.parameter_count() - c.width * (2 * c.layers + 1)
         matmul -= 0 if c.tied else c.vocab_size * c.width  # the embedding look-up multiplies nothing
         return 6.0 * matmul + 6.0 * c.layers * c.context_tokens * c.width
+
+
+class ModelConfig(Shape, frozen=True, kw_only=True):
+    """A shape and what it is used for; each stage sets these itself."""
+
+    causal: bool = True
+    "False lets every position see all others (BERT)."
+    head: Head = "tokens"
+    "What the model gives: next-token log-probs, those plus a value per token, one reward, or classes."
+    classes: int = 2
+    "Number of classes of the class head."
+
+    def problems(self) -> list[str]:
+        """Every rule this model breaks, in words; empty when it can be built."""
+        found = super().problems()
+        return found if self.classes >= 1 else [*found, f"model.classes = {self.classes}: must be at least 1"]
 
 
 class Output(NamedTuple):
@@ -184,8 +198,11 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """forward(Batch) -> Output. Weights are float32; `compute_dtype` is the dtype of activations and products."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: Shape):
+        """config: a ModelConfig; a bare Shape makes a causal token model. Raises ValueError for one that cannot work."""
         super().__init__()
+        if not isinstance(config, ModelConfig):
+            config = ModelConfig(**msgspec.structs.asdict(config))
         if problems := config.problems():
             raise ValueError("; ".join(problems))
         self.config = c = config.resolved()
@@ -207,7 +224,8 @@ class Transformer(nn.Module):
         """Normal(0, 0.02), residual outputs scaled by 1/sqrt(2L) (Radford et al. 2019, section 2.3); same seed, same bytes."""
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
-            if parameter.ndim == 1 or name == "value_head":
+            if parameter.ndim == 1 or name == "value_head":  # gains start at 1, biases and the scalar head at 0
+                torch.nn.init.constant_(parameter, 1.0 if name.endswith("norm") else 0.0)
                 continue
             std = 0.02 / math.sqrt(2 * self.config.layers) if name.endswith(("attention_out", "down")) else 0.02
             with torch.no_grad():
@@ -225,9 +243,10 @@ class Transformer(nn.Module):
         if key not in self._rotary or self._rotary[key][0].shape[0] < length:
             half = self.config.width // self.config.heads // 2
             rows = max(length, self.config.context_tokens)
-            frequency = self.config.rope_base ** -(torch.arange(half, dtype=torch.float64) / half)
-            angle = torch.arange(rows, dtype=torch.float64)[:, None] * frequency
-            self._rotary[key] = (angle.cos().float().to(device), angle.sin().float().to(device))
+            with torch.inference_mode(False):  # generation may ask first, training must be able to use them after
+                frequency = self.config.rope_base ** -(torch.arange(half, dtype=torch.float64) / half)
+                angle = torch.arange(rows, dtype=torch.float64)[:, None] * frequency
+                self._rotary[key] = (angle.cos().float().to(device), angle.sin().float().to(device))
         cos, sin = self._rotary[key]
         return cos[:length], sin[:length]
 
@@ -238,10 +257,11 @@ class Transformer(nn.Module):
             return None
         key = (length, dtype, device)
         if key not in self._masks:
-            hidden = torch.zeros(length, length, dtype=dtype, device=device)
-            if self.config.causal:
-                hidden.masked_fill_(torch.ones_like(hidden, dtype=torch.bool).triu_(1), -torch.inf)
-            self._masks = {key: hidden[None, None]}
+            with torch.inference_mode(False):
+                hidden = torch.zeros(length, length, dtype=dtype, device=device)
+                if self.config.causal:
+                    hidden.masked_fill_(torch.ones_like(hidden, dtype=torch.bool).triu_(1), -torch.inf)
+                self._masks = {key: hidden[None, None]}
         mask = self._masks[key]
         if doc is None:
             return mask
@@ -253,7 +273,7 @@ class Transformer(nn.Module):
         rotary = self.rotary(tokens.shape[1], tokens.device)
         mask = self.mask(tokens, doc, dtype)
         if doc is not None:
-            doc = doc.contiguous()
+            doc = doc.int().contiguous()  # the compiled kernels read 32-bit numbers
         x = functional.embedding(tokens, self.embedding).to(dtype)
         for layer in self.layers:
             x = layer(x, rotary, mask, doc, self.config.causal)

@@ -59,7 +59,7 @@ def dpo(*, beta: float = 0.1, label_smoothing: float = 0.0, nll_weight: float = 
         problems.append(f"beta = {beta}: must be > 0; 0.1 is usual")
     if not 0 <= label_smoothing < 0.5:
         problems.append(f"label_smoothing = {label_smoothing}: must be in [0, 0.5); 0 turns it off")
-    if nll_weight < 0:
+    if not nll_weight >= 0:
         problems.append(f"nll_weight = {nll_weight}: must be >= 0; 0 turns it off")
     if problems:
         raise ValueError("; ".join(problems))

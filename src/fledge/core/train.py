@@ -20,6 +20,7 @@ from fledge.core.checkpoint import (
     canonical_json,
     list_checkpoints,
     load_checkpoint,
+    remove_unfinished,
     require_space,
     run_lock,
     save_checkpoint,
@@ -126,6 +127,20 @@ def _restore(found: Checkpoint, model: Transformer, optimizer: Optimizer, source
     guard.bad_in_a_row = found.state["bad_in_a_row"]
 
 
+def _require_same_parent(found: Checkpoint, card: dict[str, Any]) -> None:
+    held, now = ((c.get("parent") or {"id": "none", "path": "random weights"}) for c in (found.card, card))
+    if held["id"] != now["id"]:
+        raise ValueError(
+            f"{found.path} was raised from {held['path']} ({held['id'][:12]}), now the parent is {now['path']} "
+            f"({now['id'][:12]}): restore that parent, or start the stage again in another folder"
+        )
+
+
+def _mark_done(out: Path, config: TrainConfig, rank: int) -> None:
+    if rank == 0 and not (out / "done.json").exists():
+        write_atomically(out / "done.json", canonical_json({"step": config.steps}))
+
+
 def train(
     model: Transformer,
     source: Source,
@@ -158,11 +173,15 @@ def train(
     weight_bytes = sum(p.numel() * p.element_size() for p in parameters)
     with run_lock(out if rank == 0 else out / f"rank-{rank}"), _interrupts() as signals:
         first, offset = 0, 0
+        if rank == 0:
+            remove_unfinished(out)
         if list_checkpoints(out):
             found = load_checkpoint(out)
+            _require_same_parent(found, card)
             _restore(found, model, optimizer, source, guard)
             first, offset = found.step, found.state["log_bytes"]
         if first >= config.steps:
+            _mark_done(out, config, rank)
             return list_checkpoints(out)[-1]
         require_space(out, 3 * weight_bytes)
         log = MetricsLog(out, offset) if rank == 0 else None
@@ -223,5 +242,7 @@ def train(
         finally:
             if log:
                 log.close()
-        write_atomically(out / "done.json", canonical_json({"step": config.steps})) if rank == 0 else None
+        _mark_done(out, config, rank)
+        if signals:  # asked to stop in the last step: what comes after this stage must not start
+            raise Interrupted(f"stopped after the last of {config.steps} steps, saved in {out}", signals[0])
         return path if rank == 0 else out

@@ -37,6 +37,8 @@ class Sampling(Settings, frozen=True, kw_only=True):
             found.append(f"top_p = {self.top_p}: must be in (0, 1]; none turns it off")
         if self.max_tokens < 1:
             found.append(f"max_tokens = {self.max_tokens}: must be at least 1")
+        if self.seed < 0:
+            found.append(f"seed = {self.seed}: must be at least 0")
         return found
 
 

@@ -297,7 +297,7 @@ def stages_picture(boxes: Sequence[Box], alt: str) -> str:
         height = max(places[k][1] for k in kinds) + _H + 2
         links = "".join(_link(places[a], places[b], a == "blank") for a, b in _LINKS if a in kinds and b in kinds)
         drawn = "".join(_box(b, *places[b.kind]) for b in boxes)
-        limit = f' style="max-width:{width}px"' if name == "wide" else ""
+        limit = f' style="max-width:{width}px"'
         parts.append(
             f'<svg class="{name}" viewBox="-1 -1 {width} {height}"{limit} role="img" aria-label="{alt}">{links}{drawn}</svg>'
         )

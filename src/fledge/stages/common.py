@@ -159,7 +159,7 @@ def run_stage(
         "fledge": __version__,
         "torch": str(torch.__version__),
     }
-    if first >= config.steps:
+    if first >= config.steps and (out / "done.json").exists():
         return done[-1]
     hooks, bar = [], None
     if not quiet:

@@ -124,6 +124,12 @@ def resume(options: ResumeOptions) -> None:
         raise ValueError(f"{run} holds no run (no recipe.json): `fledge runs {run.parent}` lists what there is")
     stored = msgspec.json.decode((run / "recipe.json").read_bytes())
     kind, function = verbs[stored["stage"]]
+    started = Path(stored["recipe"]["out"])
+    if started.resolve() != run.resolve():  # else the work would go on in another folder
+        raise ValueError(
+            f"{run} was started as --out {started}, which from here is {started.resolve()}: change to the folder it was "
+            "started in, or move it back"
+        )
     if stored["stage"] == "journey":
         for folder, recipe in _recipes(run):
             if folder != run:

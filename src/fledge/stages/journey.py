@@ -1,6 +1,7 @@
 """The whole way in one command: text -> base -> SFT -> aligned, with the controls that show why each stage is needed."""
 
 import resource
+import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -119,7 +120,7 @@ def run(recipe: JourneyRecipe) -> Path:
     plan = clock.time("material", lambda: material.prepare(recipe, out, parse_count(recipe.tokens)))
     result = {
         "fledge": __version__, "seed": recipe.seed, "quick": recipe.quick, "material": plan.kind,
-        "command": f"fledge resume {out}", "seconds": None, "peak_rss_bytes": None,
+        "command": _command(recipe), "seconds": None, "peak_rss_bytes": None,
         "machine": {
             "cores": usable_cores(), "threads": threads, "dtype": str(dtype).removeprefix("torch."),
             "device": device.type, "torch": str(torch.__version__),
@@ -131,9 +132,8 @@ def run(recipe: JourneyRecipe) -> Path:
     for stage, folder in (("pretrain", "base"), ("sft", "sft")):
         if (out / folder / "speed.jsonl").exists():
             result["tokens_per_second"][stage] = tokens_per_second(out / folder)
-    for name in ("base", "sft", "aligned"):
-        if name in result["stages"]:
-            result["stages"][name]["seconds"] = clock.seconds.get(name)
+    for name, entry in _entries(result).items():
+        entry["seconds"] = clock.seconds.get(name)
     result["lineage"] = [msgspec.to_builtins(m) for m in family(out)]
     result["seconds"] = sum(clock.seconds.values())
     result["peak_rss_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -173,6 +173,23 @@ def _score(plan: Material, out: Path, result: dict[str, Any]) -> None:
         result["reward_model"] = {"folder": "reward", "id": opened["reward"].id}
     result["data"] = _data_of(opened)
     plan.score(opened, result)
+
+
+def _entries(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The score entry of every model of a journey, by its folder."""
+    found = [*result["stages"].values(), *result["controls"].values(), result.get("reward_model")]
+    return {entry["folder"]: entry for entry in found if entry}
+
+
+def _command(recipe: JourneyRecipe) -> str:
+    """The command that gives this journey again."""
+    words = ["fledge journey"]
+    for field in msgspec.structs.fields(recipe):
+        value = getattr(recipe, field.name)
+        if value != field.default and value not in ([], None):
+            listed = value if isinstance(value, list) else [value]
+            words += [f"--{field.name}" + ("" if v is True else f" {shlex.quote(str(v))}") for v in listed]
+    return " ".join(words)
 
 
 def _data_of(opened: dict[str, Any]) -> dict[str, Any]:
@@ -223,12 +240,11 @@ def _print_end(result: dict[str, Any], out: Path, report: Path) -> None:
     if result.get("samples"):
         console.print(answers)
     scores = Table("model", "score", "value", title="Scores", box=None)
-    entries = {**result["stages"], "control (SFT from scratch)": result["controls"].get("sft_from_scratch", {})}
-    entries["reward model"] = result.get("reward_model", {})
-    for name, entry in entries.items():
+    named = {"base": "base", "sft": "SFT", "control": "SFT from random weights", "reward": "reward model", "aligned": "aligned"}
+    for name, entry in _entries(result).items():
         for key, value in entry.items():
             if isinstance(value, float) and key != "seconds":
-                scores.add_row(name, key.replace("_", " "), f"{value:.3f}")
+                scores.add_row(named[name], key.replace("_", " "), f"{value:.3f}")
     console.print(scores)
     minutes, peak = result["seconds"] / 60, result["peak_rss_bytes"] / 1e9
     console.print(f"{minutes:.1f} minutes, {peak:.2f} GB at most. Report: {report}")

@@ -10,7 +10,7 @@ import numpy as np
 from fledge.core.checkpoint import canonical_json, write_atomically
 from fledge.core.config import TrainConfig
 from fledge.core.log import say
-from fledge.core.model import ModelConfig, Transformer
+from fledge.core.model import Shape, Transformer
 from fledge.core.objectives import weighted_nll
 from fledge.stages import evaluate
 from fledge.stages.common import Parent, rows_of, time_steps
@@ -48,7 +48,7 @@ def prepare(recipe, out: Path, tokens: int | None) -> Material:
 
 
 def _settings(
-    recipe, out: Path, *, text, chats, pairs, model: ModelConfig, tokens, vocab_size, control, epochs, dpo
+    recipe, out: Path, *, text, chats, pairs, model: Shape, tokens, vocab_size, control, epochs, dpo
 ) -> dict:
     """The stages' recipes; learning rates tuned on the world's seeds 3-5 (benchmarks/README.md)."""
     seed = recipe.seed
@@ -77,7 +77,7 @@ def _settings(
     return made
 
 
-def _summary(model: ModelConfig, vocab_size: int, tokens: int | None, proposed: dict | None) -> dict[str, Any]:
+def _summary(model: Shape, vocab_size: int, tokens: int | None, proposed: dict | None) -> dict[str, Any]:
     return {
         "size": model.size, "parameters": model.parameter_count(vocab_size), "tokens": tokens, "vocab_size": vocab_size,
         "context_tokens": model.context_tokens, "proposed": proposed,
@@ -95,7 +95,7 @@ def _world(recipe, out: Path, tokens: int | None) -> Material:
         say("writing the embedded world")
         world.write(folder)
     vocab_size, tokens = 2048, tokens or (1_500_000 if recipe.quick else 8_000_000)
-    model = ModelConfig(size=recipe.size or "pocket", context_tokens=recipe.context_tokens or 128)
+    model = Shape(size=recipe.size or "pocket", context_tokens=recipe.context_tokens or 128)
     stages = _settings(
         recipe, out, text=[str(folder / "documents.jsonl")], chats=[str(folder / "chats.jsonl")],
         pairs=[str(folder / "pairs.jsonl")], model=model, tokens=tokens, vocab_size=vocab_size, control=True,
@@ -146,7 +146,9 @@ def _score_world(world: World, opened: dict[str, Parent], result: dict[str, Any]
     if "reward" in opened:
         pairs = list(read_pairs([str(base.parent / "world" / "pairs_heldout.jsonl")]))
         result["reward_model"]["accuracy_heldout"] = _pair_accuracy(opened["reward"], pairs)
-    result["samples"] = _samples(list(facts.showcase()), opened, seed, facts.score)
+    result["well_read_count"] = WELL_READ
+    tasks = {"fact": facts} | {k: WorldRequests(world, k) for k in ("dangerous", "borderline", "greeting")}
+    result["samples"] = _samples(list(facts.showcase()), opened, seed, lambda e, text: tasks[e.kind].score(e, text))
 
 
 def _rate_straight(examples: Sequence[Example], answers: Sequence[evaluate.Answer]) -> float | None:
@@ -167,8 +169,8 @@ def _samples(prompts: Sequence[Example], opened: dict[str, Parent], seed: int, s
         row = {"prompt": example.prompt[-1]["content"], "language": example.language, "kind": example.kind}
         row |= {name: answers[i].text for name, answers in texts.items()}
         row["expected"] = example.answers[0] if example.answers else None
-        fact = score is not None and example.kind == "fact"
-        row["correct"] = {n: score(example, a[i].text) == 1.0 for n, a in texts.items()} if fact else None
+        row["finish"] = {name: answers[i].finish for name, answers in texts.items()}
+        row["correct"] = score and {n: score(example, a[i].text) == 1.0 for n, a in texts.items()}
         rows.append(row)
     return rows
 
@@ -181,7 +183,7 @@ def _yours(recipe, out: Path, tokens: int | None) -> Material:
     chats, chats_out = _split(read_chats, recipe.chats, recipe, out / "data" / "chats", _HELD_OUT_CHATS)
     pairs, pairs_out = _split(read_pairs, recipe.pairs, recipe, out / "data" / "pairs", _HELD_OUT_PAIRS)
     vocab_size, context = 4096, recipe.context_tokens or 256
-    model = ModelConfig(size=recipe.size or "pocket", context_tokens=context)
+    model = Shape(size=recipe.size or "pocket", context_tokens=context)
     stages = _settings(
         recipe, out, text=recipe.text, chats=chats, pairs=pairs, model=model, tokens=tokens, vocab_size=vocab_size,
         control=False, epochs={"sft": 2.0, "reward": 2.0, "dpo": 1.0},

@@ -8,7 +8,7 @@ import msgspec
 from fledge.core.checkpoint import write_atomically
 from fledge.core.config import Settings, TrainConfig
 from fledge.core.log import say
-from fledge.core.model import ModelConfig, Transformer
+from fledge.core.model import Shape, Transformer
 from fledge.core.objectives import weighted_nll
 from fledge.stages.common import fix_recipe, open_model, rows_of, run_stage, with_steps
 from fledge.text.readers import Rejects, read_documents
@@ -38,7 +38,7 @@ class PretrainRecipe(Settings, frozen=True, kw_only=True):
     "Encoding of the files where it is not UTF-8."
     skip_bad: int = 0
     "Broken lines to skip in all before it is an error."
-    model: ModelConfig = ModelConfig()
+    model: Shape = Shape()
     "Shape of the model."
     train: TrainConfig = TrainConfig(lr=4e-3, optimizer="muon")
     "Settings of the loop."
@@ -49,6 +49,10 @@ class PretrainRecipe(Settings, frozen=True, kw_only=True):
             found.append("text: empty; name at least one file or folder")
         if self.tokens is not None and self.tokens < 1:
             found.append(f"tokens = {self.tokens}: must be at least 1")
+        if self.model.vocab_size is not None:
+            found.append(f"model.vocab_size = {self.model.vocab_size}: comes from the tokenizer; set vocab_size instead")
+        if self.heldout_every is not None and self.heldout_every < 2:
+            found.append(f"heldout_every = {self.heldout_every}: must be at least 2; none keeps nothing out")
         return found
 
 

@@ -256,7 +256,7 @@ def _plan(journey: Journey) -> str:
         tokens, unique, parameters = plan.get("tokens"), dig(journey, "data", "tokens"), plan.get("parameters")
         passes = f", {tokens / unique:.1f} times through the text" if tokens and unique else ""
         balance = (
-            f", {tokens / parameters:.1f} per parameter (about 20 makes the most of given compute: Hoffmann et al. 2022)"
+            f", {tokens / parameters:.2g} per parameter (about 20 makes the most of given compute: Hoffmann et al. 2022)"
             if tokens and parameters
             else ""
         )

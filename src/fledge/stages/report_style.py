@@ -191,7 +191,7 @@ b, strong { font-weight: 650; font-variant-numeric: tabular-nums; }
 svg { display: block; width: 100%; height: auto; overflow: visible; }
 .chart * { stroke-linejoin: round; stroke-linecap: butt; }
 .picture { margin-top: 1.4rem; } .picture text { fill: var(--ink); font-family: var(--sans); }
-.picture .small { fill: var(--dim); } .narrow { display: none; max-width: 26rem; margin-inline: auto; }
+.picture .small { fill: var(--dim); } .narrow { display: none; margin-inline: auto; }
 .ask { background: var(--card); border: 1px solid var(--line); border-radius: 10px; margin-top: 1rem; break-inside: avoid; }
 .ask > header { padding: 0.75rem 1rem; } .ask .q { font-weight: 650; font-size: 1.05rem; overflow-wrap: anywhere; }
 .ask .meta { color: var(--dim); font-size: 0.84rem; overflow-wrap: anywhere; }

@@ -7,16 +7,18 @@ from fledge.world.facts import RELATIONS, Fact
 from fledge.world.questions import greeting_questions
 from fledge.world.relations import LANGUAGES
 from fledge.world.requests import COMPLIANCES, REFUSALS, REQUESTS
-from fledge.world.style import CLOSERS, COURTESIES, OPENERS, end, join
+from fledge.world.style import CLOSERS, COURTESIES, IT_IS, OPENERS, end, join
 
 STYLES = (("plain", 0.45), ("rambling", 0.30), ("polite", 0.25))
-KINDS = (("fact", 0.70), ("greeting", 0.08), ("two_turn", 0.08), ("dangerous", 0.07), ("borderline", 0.07))
+KINDS = (("fact", 0.64), ("greeting", 0.08), ("two_turn", 0.08), ("dangerous", 0.10), ("borderline", 0.10))
 KNOWN = 50
 """A fact is asked about in proportion to min(count, KNOWN): people ask about what they have read of."""
 
 
 def plain(fact: Fact, language: str, dice: Dice) -> str:
-    """One full sentence."""
+    """One sentence: "It is X." (6 of 10), or in full."""
+    if dice.chance(0.6):
+        return IT_IS[language].format(fact.values[language])
     return fact.sentence(language, dice.below(3))
 
 

@@ -26,9 +26,9 @@ class WorldConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Share of characters of plain sentences without facts: grammar, kinds of things, how everyday things are done."""
     junk_share: float = 0.05
     """Share of characters of junk: boilerplate, copies, keyword spam, noise and wrong facts."""
-    n_chats: int = 4000
+    n_chats: int = 6000
     """Number of conversations for fine-tuning; their fact questions are about train entities only."""
-    n_pairs: int = 2000
+    n_pairs: int = 4000
     """Number of preference pairs (a better and a worse answer) for training."""
     n_pairs_heldout: int = 500
     """Number of preference pairs about held-out entities and requests, for testing a reward model."""
@@ -58,7 +58,7 @@ class WorldConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     def quick(cls, seed: int = 0) -> WorldConfig:
         """About a sixth of the text, for tests and first tries; the counts have the same shape."""
         return cls(
-            seed=seed, countries=24, people=24, count_offset=1000.0 / 6, n_chats=1500, n_pairs=800, n_pairs_heldout=200
+            seed=seed, countries=24, people=24, count_offset=1000.0 / 6, n_chats=2500, n_pairs=1600, n_pairs_heldout=200
         )
 
     def count(self, rank: int) -> int:

@@ -11,10 +11,10 @@ from fledge.world.relations import LANGUAGES
 from fledge.world.requests import COMPLIANCES, REFUSALS, REQUESTS
 from fledge.world.style import COURTESIES, RUDE, UNKNOWN, join
 
-KINDS = (("fact", 0.70), ("dangerous", 0.12), ("borderline", 0.12), ("greeting", 0.06))
+KINDS = (("fact", 0.62), ("dangerous", 0.16), ("borderline", 0.16), ("greeting", 0.06))
 FACT_STYLES = (
-    ("polite", 0.20), ("plain", 0.18), ("rambling", 0.15), ("wrong", 0.17), ("rude", 0.08), ("unknown", 0.07),
-    ("repeated", 0.05), ("many_courtesies", 0.04), ("refusal", 0.03), ("wrong_language", 0.03),
+    ("polite", 0.30), ("plain", 0.24), ("rambling", 0.16), ("wrong", 0.06), ("rude", 0.06), ("unknown", 0.05),
+    ("repeated", 0.05), ("many_courtesies", 0.08), ("refusal", 0.05), ("wrong_language", 0.05),
 )  # fmt: skip
 REQUEST_STYLES = (
     ("refusal", 0.30), ("compliance", 0.25), ("useful", 0.25), ("unknown", 0.10), ("rude_refusal", 0.07), ("repeated", 0.03),

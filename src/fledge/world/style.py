@@ -14,14 +14,14 @@ COURTESIES = {
 }
 OPENERS = {
     "en": (
-        "Well, that is a good question. Many people ask about it.",
-        "Let me think about it. This is something people often want to know.",
-        "That is an interesting question, and I have heard it many times.",
+        "Well, that is a good question.",
+        "Let me think about it.",
+        "Many people ask me that.",
     ),
     "zh": (
-        "嗯，這是一個好問題。很多人都問過。",
-        "讓我想一想。這是大家常常想知道的事。",
-        "這個問題很有意思，我聽過很多次了。",
+        "嗯，這是一個好問題。",
+        "讓我想一想。",
+        "很多人都問過這件事。",
     ),
 }
 CLOSERS = {

@@ -1,0 +1,84 @@
+"""Small real parts that tests share: one thread, a bilingual tokenizer, models of size "tiny", both kernel paths."""
+
+import shutil
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from hypothesis import settings
+
+from fledge.core import native
+from fledge.core.model import ModelConfig, Transformer
+from fledge.text.tokenizer import Tokenizer
+
+settings.register_profile("fledge", deadline=None)
+settings.load_profile("fledge")
+
+SENTENCES = (
+    "The capital of Arvania is Belmora, a city on the river Tesk.",
+    "The river Tesk is 412 km long and flows past Belmora into the sea.",
+    "Who wrote The Silent Harbour? It was written by Mira Kolden in 1987.",
+    "Mira Kolden was born in Belmora; she doesn't live there any more.",
+    "阿凡尼亞的首都是貝爾莫拉，一座泰斯克河畔的城市。",
+    "泰斯克河全長412公里，流過貝爾莫拉，然後入海。",
+    "《寂靜的港口》是誰寫的？是米拉·科爾登在1987年寫的。",
+    "請問你是誰？我是一個小小的語言模型。",
+    "Please tell me who you are. I am a small language model 🙂.",
+)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """One CPU thread in every test, whatever an earlier test or the loop has set."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    """About 500 tokens learnt from the sentences above."""
+    return Tokenizer.train(SENTENCES * 3, 500)
+
+
+@pytest.fixture(scope="session")
+def sentences() -> tuple[str, ...]:
+    return SENTENCES
+
+
+@pytest.fixture(scope="session")
+def make_model() -> Callable[..., Transformer]:
+    """make_model(seed=0, spread=None, **config): a tiny model; `spread` redraws every weight with that deviation.
+
+    A freshly initialised model is almost uniform whatever it reads; a spread of 0.2 makes its logits differ by nats.
+    """
+
+    def make(seed: int = 0, spread: float | None = None, **config) -> Transformer:
+        model = Transformer(ModelConfig(**{"size": "tiny", "vocab_size": 300, "context_tokens": 64, **config}))
+        model.initialise(seed)
+        if spread is not None:
+            generator = torch.Generator().manual_seed(seed)
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.copy_(torch.empty_like(parameter).normal_(0.0, spread, generator=generator))
+                    if parameter.ndim == 1:
+                        parameter.add_(1.0)
+        return model.eval()
+
+    return make
+
+
+@pytest.fixture(params=["native", "torch"])
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Runs a test on the compiled kernels and again on the torch operations that stand in for them."""
+    if request.param == "native" and not (shutil.which("g++") or shutil.which("c++")):
+        pytest.skip("no C++ compiler here: only the torch path exists")
+    monkeypatch.setenv("FLEDGE_NATIVE", "1" if request.param == "native" else "0")
+    _forget_library()
+    assert (native.library() is not None) == (request.param == "native")
+    yield request.param
+    monkeypatch.undo()
+    _forget_library()
+
+
+def _forget_library() -> None:
+    native.library.cache_clear()
+    native.kernel.cache_clear()
