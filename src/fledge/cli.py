@@ -104,10 +104,11 @@ def _guarded(work) -> int:
     try:
         work()
     except Interrupted as stop:
-        print(f"{stop}; continue with `fledge resume`", file=sys.stderr)
+        whole = stop.run.parent if (stop.run.parent / "recipe.json").exists() else stop.run  # a journey's stage
+        print(f"{stop}; continue with `fledge resume {whole}`", file=sys.stderr)
         return stop.exit_code
     except KeyboardInterrupt:
-        print("stopped; continue with `fledge resume`", file=sys.stderr)
+        print("stopped; `fledge resume RUN` continues it", file=sys.stderr)
         return 130
     except FloatingPointError as error:
         print(f"error: {error}", file=sys.stderr)

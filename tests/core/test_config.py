@@ -15,12 +15,13 @@ from fledge.core.config import (
     field_docs,
     load_recipe,
     merge,
+    parse_count,
     parse_overrides,
 )
 from fledge.core.model import ModelConfig, Shape
 from fledge.generate.sampling import Sampling
-from fledge.stages.pretrain import PretrainRecipe
 from fledge.stages.prefer import DpoRecipe
+from fledge.stages.pretrain import PretrainRecipe
 from fledge.stages.sft import SftRecipe
 
 WHOLE = {"out": "runs/x", "text": ["docs"]}
@@ -87,7 +88,7 @@ def test_a_flag_given_twice_makes_a_list():
 
 @pytest.mark.parametrize("arguments", [["train.steps", "3"], ["--"], ["-x"], ["--train.steps", "3", "left over"]])
 def test_what_is_no_flag_is_named(arguments):
-    with pytest.raises(ValueError, match="expected --section.key value"):
+    with pytest.raises(ValueError, match="expected --section"):
         parse_overrides(arguments)
 
 
@@ -200,6 +201,18 @@ def test_each_rule_of_sampling(field, bad):
     (told,) = Sampling(**{field: bad}).problems()
     assert told.startswith(f"{field} = {bad}: must be ")
     assert Sampling().problems() == []
+
+
+@pytest.mark.parametrize("tokens", [0, -5, "", "5X", "-2M", "nan", "inf", "1e999"])
+def test_a_number_of_tokens_that_is_none_is_refused(tokens):
+    assert f"tokens = {tokens!r}: must be" in complaint(PretrainRecipe, {**WHOLE, "tokens": tokens})
+
+
+@pytest.mark.parametrize(
+    ("tokens", "count"), [("5M", 5_000_000), ("200k", 200_000), ("1_000_000", 10**6), (7, 7), ("1.5b", 1_500_000_000)]
+)
+def test_a_number_of_tokens_may_have_its_unit(tokens, count):
+    assert parse_count(build(PretrainRecipe, {**WHOLE, "tokens": tokens}).tokens) == count
 
 
 def test_a_pretraining_recipe_cannot_peek_at_the_next_token():

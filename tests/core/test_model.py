@@ -222,6 +222,16 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others():
     assert not torch.equal(first["embedding"], other["embedding"])
 
 
+def test_weights_start_with_the_deviations_of_gpt_2(make_model):
+    """0.02, and what is added to the residual stream scaled down by the root of the number of additions."""
+    model = make_model(tied=False, width=128, layers=8)
+    block = model.layers[3]
+    for weights in (model.embedding, model.unembedding, block.qkv, block.gate_up):
+        assert weights.std().item() == pytest.approx(0.02, rel=0.05) and abs(weights.mean().item()) < 1e-3
+    for weights in (block.attention_out, block.down):
+        assert weights.std().item() == pytest.approx(0.02 / 4, rel=0.05)
+
+
 def test_initialise_forgets_everything_a_model_had_learnt(make_model):
     """The control "SFT from scratch" starts so: gains and biases of the parent would leak into it."""
     shape = {"bias": True, "qk_norm": True, "head": "tokens+value"}

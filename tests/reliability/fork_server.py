@@ -19,7 +19,8 @@ import tempfile
 import time
 import traceback
 
-import torch._dynamo  # noqa: F401  an optimiser imports it on first use: a second of CPU for every child
+import torch
+import torch._dynamo  # an optimiser imports it on first use: a second of CPU for every child
 
 from fledge.core.log import MetricsLog
 from fledge.core.native import library
@@ -52,6 +53,7 @@ def start(job: str, arguments: dict, folder: str, environment: dict) -> int:
             progress[:8] = struct.pack("q", row["step"])
 
         MetricsLog.write = noted
+        torch.seed()  # a fresh process has a random state of its own
         code = getattr(JOBS, job)(**arguments) or 0
     except BaseException:
         traceback.print_exc()

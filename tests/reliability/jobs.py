@@ -84,6 +84,19 @@ def slow_saves(run: str, seconds: float) -> int:
     return command(["resume", run])
 
 
+def slow_tokenizer(arguments: list[str], seconds: float) -> int:
+    """A command whose tokenizer takes longer to learn; says when it begins."""
+    learn = pretrain.learn_tokenizer
+
+    def slow(*given):
+        Path("learning").touch()
+        time.sleep(seconds)
+        return learn(*given)
+
+    pretrain.learn_tokenizer = slow
+    return command(arguments)
+
+
 def tiny_tensors(step: int) -> dict[str, torch.Tensor]:
     return {"a": torch.full((4, 3), float(step)), "b": torch.arange(5.0) * step}
 
@@ -134,3 +147,26 @@ def rank(verb: str, recipe: dict, ids: str) -> None:
     Path(ids).write_text(json.dumps(seen))
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+def rank_with_a_bad_row(verb: str, recipe: dict, step: int, bad_rank: int, ids: str) -> None:
+    """A stage of several ranks, one of which meets a row of weight inf in one step; keeps the steps it applied."""
+    from fledge.core.batch import Batch
+    from fledge.core.optim import Optimizer
+
+    plain, apply, seen, applied = Batch.shard, Optimizer.step, [0], []
+
+    def shard(batch: Batch, place: int, world: int) -> Batch:
+        part = plain(batch, place, world)
+        seen[0] += 1
+        if seen[0] == step and place == bad_rank:
+            part.weight[0, 0] = float("inf")
+        return part
+
+    def noted(self: Optimizer, lr: float) -> None:
+        applied.append(seen[0])
+        apply(self, lr)
+
+    Batch.shard, Optimizer.step = shard, noted
+    stage(verb, recipe)
+    Path(ids).write_text(json.dumps(applied))

@@ -141,4 +141,5 @@ def assert_same_run(one: Path, other: Path) -> None:
     """Byte-identical weights, optimiser state, loop state, card, manifest and loss curve."""
     a, b = result_of(one), result_of(other)
     assert list(a) == list(b)
-    assert [name for name in a if a[name] != b[name]] == []
+    different = [name for name in a if a[name] != b[name]]
+    assert not different, f"{one} and {other} differ in {different}"

@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -82,6 +83,19 @@ def test_200_single_bit_flips_are_detected_with_the_file_named_and_the_checkpoin
     assert detected == FLIPS
     print(f"{detected} of {FLIPS} flips detected: {dict(Counter(flipped))}")
     assert load_checkpoint(run).path == newest
+
+
+def test_every_bit_of_the_manifest_counts(run: Path):
+    newest = list_checkpoints(run)[-1]
+    path = newest / "MANIFEST.json"
+    data = path.read_bytes()
+    for bit in range(8 * len(data)):
+        flipped = bytearray(data)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        with pytest.raises(DamagedCheckpoint, match=re.escape(str(newest))):
+            load_checkpoint(run)
+    print(f"{8 * len(data)} flips of the manifest detected")
 
 
 @pytest.mark.parametrize("name", sorted(FILES))

@@ -262,6 +262,15 @@ def run_lock(run: Path) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Wait until no other process is at work in this folder, then keep others out. Killed, it lets go."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def require_space(run: Path, checkpoint_bytes: int) -> None:
     """Raise OSError before any work when the disk cannot hold the two checkpoints that are kept while one is written."""
     free, missing = shutil.disk_usage(run).free, max(1, _KEEP + 1 - len(list_checkpoints(run)))

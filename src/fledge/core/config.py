@@ -86,8 +86,34 @@ class TrainConfig(Settings, frozen=True, kw_only=True):
         rule(self.save_seconds > 0, "save_seconds", "above 0")
         rule(self.threads is None or self.threads >= 1, "threads", "at least 1")
         rule(bool(re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device)), "device", "auto, cpu, cuda or cuda:1")
-        rule(self.seed >= 0, "seed", "at least 0")
+        rule(0 <= self.seed < 2**63, "seed", "at least 0 and below 2**63")
         return found
+
+
+def parse_count(text: int | str | None) -> int | None:
+    """5M, 200k, 1_000_000 or a plain number of tokens."""
+    if text is None or isinstance(text, int):
+        if isinstance(text, int) and text < 1:
+            raise ValueError(f"tokens = {text}: must be at least 1")
+        return text
+    scale = {"k": 10**3, "m": 10**6, "b": 10**9}.get(text[-1:].lower(), 1)
+    digits = (text[:-1] if scale > 1 else text).replace("_", "")
+    try:
+        count = int(float(digits) * scale)
+    except (ValueError, OverflowError):
+        count = 0
+    if count < 1:
+        raise ValueError(f"tokens = {text!r}: must be a number of tokens such as 5M, 200k or 1_000_000")
+    return count
+
+
+def count_problems(text: int | str | None) -> list[str]:
+    """What is wrong with a token count, as a list for problems()."""
+    try:
+        parse_count(text)
+    except ValueError as error:
+        return [str(error)]
+    return []
 
 
 def _struct_of(kind: Any) -> type[msgspec.Struct] | None:
@@ -182,6 +208,18 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
         both = isinstance(value, dict) and isinstance(result.get(key), dict)
         result[key] = merge(result[key], value) if both else value
     return result
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{prefix}.{key}" if prefix else key).items()}
+
+
+def differences(there: Any, now: Any) -> list[str]:
+    """Where two recipes differ, setting by setting, in words; both may be Structs or what JSON made of them."""
+    old, new = (_flat(msgspec.json.decode(msgspec.json.encode(value))) for value in (there, now))
+    return [f"{k}: {old.get(k)!r} there, {new.get(k)!r} now" for k in sorted({*old, *new}) if old.get(k) != new.get(k)]
 
 
 def _wrap_lists(kind: type[msgspec.Struct], data: dict[str, Any]) -> dict[str, Any]:

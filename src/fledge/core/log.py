@@ -10,7 +10,6 @@ from typing import IO, Any
 
 import msgspec
 
-
 _LONGEST_TORN_BYTES = 1 << 16  # far more than a line of speed.jsonl
 
 

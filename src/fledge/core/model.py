@@ -257,11 +257,10 @@ class Transformer(nn.Module):
             return None
         key = (length, dtype, device)
         if key not in self._masks:
-            with torch.inference_mode(False):
-                hidden = torch.zeros(length, length, dtype=dtype, device=device)
-                if self.config.causal:
-                    hidden.masked_fill_(torch.ones_like(hidden, dtype=torch.bool).triu_(1), -torch.inf)
-                self._masks = {key: hidden[None, None]}
+            hidden = torch.zeros(length, length, dtype=dtype, device=device)
+            if self.config.causal:
+                hidden.masked_fill_(torch.ones_like(hidden, dtype=torch.bool).triu_(1), -torch.inf)
+            self._masks = {key: hidden[None, None]}
         mask = self._masks[key]
         if doc is None:
             return mask

@@ -105,9 +105,17 @@ def kernel(name: str, dtype: torch.dtype):
     return function
 
 
+def path_taken() -> str:
+    """"native" or "torch": what training steps on this machine's CPU run through."""
+    return "native" if library() else "torch"
+
+
 def usable(name: str, *tensors: Tensor):
-    """kernel() if all tensors are contiguous on the CPU (the first gives the dtype), else None."""
-    if tensors[0].device.type != "cpu" or not all(t.is_contiguous() for t in tensors):
+    """kernel() if all tensors are contiguous on the CPU (the first gives the dtype), else None.
+
+    Under torch.compile always None: the compiler fuses the torch operations itself.
+    """
+    if torch.compiler.is_compiling() or tensors[0].device.type != "cpu" or not all(t.is_contiguous() for t in tensors):
         return None
     return kernel(name, tensors[0].dtype)
 

@@ -26,7 +26,7 @@ from fledge.core.checkpoint import (
     save_checkpoint,
     write_atomically,
 )
-from fledge.core.config import TrainConfig
+from fledge.core.config import TrainConfig, differences
 from fledge.core.log import MetricsLog
 from fledge.core.model import Transformer
 from fledge.core.objectives import Objective
@@ -53,8 +53,9 @@ Hook = Callable[[StepEvent], None]
 class Interrupted(RuntimeError):
     """The run was asked to stop and has saved; `fledge resume` continues it bit for bit."""
 
-    def __init__(self, message: str, signal_number: int):
+    def __init__(self, message: str, run: Path, signal_number: int):
         super().__init__(message)
+        self.run = run
         self.exit_code = 128 + signal_number
 
 
@@ -103,16 +104,21 @@ def _interrupts() -> Iterator[list[int]]:
             signal.signal(number, old)
 
 
-def _accumulate(model, objective: Objective, batch: Batch, units: float, micro_tokens: int) -> dict[str, float]:
-    """Add the gradient of the whole batch, in micro-batches; returns loss and metrics per unit over all ranks."""
+def _accumulate(
+    model, objective: Objective, batch: Batch, units: float, micro_tokens: int, share: float = 1.0
+) -> dict[str, float]:
+    """Add the gradient of the whole batch, in micro-batches; returns loss and metrics per unit over all ranks.
+
+    share: 0.0 for a rank that has no rows of its own in this step.
+    """
     device = next(model.parameters()).device
     sums: dict[str, Tensor] = {}
     for micro in batch.split(micro_tokens):
         micro = micro.to(device)
         loss, metrics = objective(model(micro), micro)
-        (loss / units).backward()
+        (share * loss / units).backward()
         for name, value in {"loss": loss.detach(), **metrics}.items():
-            sums[name] = sums.get(name, 0.0) + value.detach().double()
+            sums[name] = sums.get(name, 0.0) + share * value.detach().double()
     totals = parallel.total(torch.stack(list(sums.values())))
     return dict(zip(sums, (totals / units).tolist(), strict=True))
 
@@ -127,12 +133,19 @@ def _restore(found: Checkpoint, model: Transformer, optimizer: Optimizer, source
     guard.bad_in_a_row = found.state["bad_in_a_row"]
 
 
-def _require_same_parent(found: Checkpoint, card: dict[str, Any]) -> None:
+def _require_same_origin(found: Checkpoint, card: dict[str, Any]) -> None:
+    """A checkpoint goes on only from the parent and by the recipe it began with."""
     held, now = ((c.get("parent") or {"id": "none", "path": "random weights"}) for c in (found.card, card))
     if held["id"] != now["id"]:
         raise ValueError(
             f"{found.path} was raised from {held['path']} ({held['id'][:12]}), now the parent is {now['path']} "
             f"({now['id'][:12]}): restore that parent, or start the stage again in another folder"
+        )
+    if changed := differences(found.card.get("recipe"), card.get("recipe")):
+        raise ValueError(
+            f"{found.path} was trained by another recipe:\n  "
+            + "\n  ".join(changed)
+            + "\nRestore recipe.json, or start the stage again in another folder"
         )
 
 
@@ -175,9 +188,10 @@ def train(
         first, offset = 0, 0
         if rank == 0:
             remove_unfinished(out)
+        torch.manual_seed(config.seed)  # torch seeds each process differently; the state is part of a checkpoint
         if list_checkpoints(out):
             found = load_checkpoint(out)
-            _require_same_parent(found, card)
+            _require_same_origin(found, card)
             _restore(found, model, optimizer, source, guard)
             first, offset = found.step, found.state["log_bytes"]
         if first >= config.steps:
@@ -203,10 +217,12 @@ def train(
         try:
             for step in range(first, config.steps):
                 whole = next(batches)
+                whole.check()
                 batch = whole.shard(rank, world)
-                batch.check()
                 units = parallel.total(batch.units)
-                figures = _accumulate(step_model, objective, batch, units, config.micro_tokens)
+                idle = not len(batch.tokens)  # fewer rows than ranks: this one computes along and counts nothing
+                batch = whole.rows(0, whole.rows_per_unit) if idle else batch
+                figures = _accumulate(step_model, objective, batch, units, config.micro_tokens, 0.0 if idle else 1.0)
                 parallel.sum_gradients(model)
                 norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip).item()
                 lr = config.lr * schedule_factor(
@@ -231,18 +247,21 @@ def train(
                         f"{row['ids'][:16]} (all in metrics.jsonl). No bad step was applied; last good checkpoint: "
                         f"{good[-1] if good else 'none yet'}. Lower train.lr or look at those rows"
                     )
+                stop = parallel.total(float(bool(signals))) > 0  # a signal to any rank stops all at the same step
                 due = time.monotonic() - saved_at >= config.save_seconds
-                if rank == 0 and (due or signals or step + 1 == config.steps):
+                if rank == 0 and (due or stop or step + 1 == config.steps):
                     path = save(step + 1)
                     saved_at = time.monotonic()
-                if signals and step + 1 < config.steps:
-                    raise Interrupted(f"stopped at step {step + 1} of {config.steps}, saved in {out}", signals[0])
+                if stop and step + 1 < config.steps:
+                    message = f"stopped at step {step + 1} of {config.steps}, saved in {out}"
+                    raise Interrupted(message, out, (signals or [signal.SIGTERM])[0])
                 if log and step % 20 == 0:
                     log.flush()
         finally:
             if log:
                 log.close()
         _mark_done(out, config, rank)
-        if signals:  # asked to stop in the last step: what comes after this stage must not start
-            raise Interrupted(f"stopped after the last of {config.steps} steps, saved in {out}", signals[0])
+        if stop or signals:  # asked to stop in the last step: what comes after this stage must not start
+            message = f"stopped after the last of {config.steps} steps, saved in {out}"
+            raise Interrupted(message, out, (signals or [signal.SIGTERM])[0])
         return path if rank == 0 else out

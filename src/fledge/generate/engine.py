@@ -153,6 +153,7 @@ class Engine:
         batch_rows: int = 128,
     ) -> list[Completion]:
         """Completions in the order of the prompts; prompts of like length share a batch."""
+        self._check(prompts, sampling)  # all of them, before any work
         done = [Completion() for _ in prompts]
         by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         for start in range(0, len(prompts), batch_rows):

@@ -50,6 +50,7 @@ def uniforms(seed: int, streams: Sequence[int], count: int) -> Tensor:
 
 def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
     """The distribution really sampled from: [B,V] float32, temperature, then top-k, then top-p, renormalised."""
+    logits = logits - logits.amax(-1, keepdim=True)  # a tiny temperature must not overflow to inf - inf
     probs = torch.softmax(logits / sampling.temperature, -1)
     if sampling.top_k is not None and sampling.top_k < probs.shape[-1]:
         smallest = probs.topk(sampling.top_k, -1).values[:, -1:]

@@ -32,7 +32,7 @@ _HELP = "/new starts over, /quit leaves; an empty line does nothing"
 def run(options: ChatOptions) -> None:
     """Read lines from stdin until it ends; answers stream to stdout."""
     opened = open_model(options.run)
-    if opened.model.config.head == "reward":
+    if opened.card["model"]["head"] == "reward":  # open_model gave it a token head
         raise ValueError(
             f"{opened.path} is a reward model: it scores answers and writes none; chat with sft or aligned"
         )

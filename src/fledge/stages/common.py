@@ -11,14 +11,15 @@ import msgspec
 import torch
 
 from fledge import __version__
+from fledge.core import native
 from fledge.core.batch import Source
 from fledge.core.checkpoint import canonical_json, list_checkpoints, load_checkpoint, write_atomically
-from fledge.core.config import TrainConfig
+from fledge.core.config import TrainConfig, differences
 from fledge.core.log import Bar, say
 from fledge.core.model import ModelConfig, Transformer
 from fledge.core.objectives import Objective
 from fledge.core.optim import Optimizer
-from fledge.core.runtime import choose_device, choose_dtype, set_threads
+from fledge.core.runtime import choose_device, choose_dtype, release_memory, set_threads
 from fledge.core.train import Hook, StepEvent, train
 from fledge.text.tokenizer import Tokenizer
 
@@ -65,10 +66,17 @@ def open_model(path: Path | str, *, head: str = "tokens", device: str = "auto", 
     return Parent(model, tokenizer, found.id, found.path, found.card)
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {prefix: value}
-    return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{prefix}.{key}" if prefix else key).items()}
+def read_recipe(run: Path) -> dict[str, Any]:
+    """{"stage": .., "recipe": ..} of a run. Raises ValueError naming the file where it is damaged."""
+    path = run / "recipe.json"
+    try:
+        held = msgspec.json.decode(path.read_bytes())
+        if isinstance(held["stage"], str) and isinstance(held["recipe"]["out"], str):
+            return held
+        error = "stage and recipe.out are not text"
+    except (ValueError, KeyError, TypeError) as caught:
+        error = str(caught)
+    raise ValueError(f"{path} is damaged ({error}): restore it, or start the stage again in another folder")
 
 
 def fix_recipe(out: Path, stage: str, recipe: msgspec.Struct) -> dict[str, Any]:
@@ -76,12 +84,7 @@ def fix_recipe(out: Path, stage: str, recipe: msgspec.Struct) -> dict[str, Any]:
     wanted = {"stage": stage, "recipe": msgspec.to_builtins(recipe)}
     path = out / "recipe.json"
     if path.exists():
-        held = msgspec.json.decode(path.read_bytes())
-        old, new = _flat(held), _flat(msgspec.json.decode(canonical_json(wanted)))
-        changed = [
-            f"{k}: {old.get(k)!r} there, {new.get(k)!r} now" for k in sorted({*old, *new}) if old.get(k) != new.get(k)
-        ]
-        if changed:
+        if changed := differences(read_recipe(out), wanted):
             raise ValueError(
                 f"{out} holds another run; it differs in\n  "
                 + "\n  ".join(changed)
@@ -158,6 +161,7 @@ def run_stage(
         "data": data,
         "fledge": __version__,
         "torch": str(torch.__version__),
+        "kernels": native.path_taken(),
     }
     if first >= config.steps and (out / "done.json").exists():
         return done[-1]
@@ -173,6 +177,7 @@ def run_stage(
     finally:
         if bar:
             bar.close()
+        release_memory()
 
 
 def rows_of(config: TrainConfig, length: int) -> int:

@@ -7,8 +7,9 @@ from typing import Any
 import msgspec
 
 from fledge.core.checkpoint import list_checkpoints, load_checkpoint
-from fledge.core.config import Settings
+from fledge.core.config import Settings, build
 from fledge.core.log import say
+from fledge.stages.common import read_recipe
 
 
 class RunsOptions(Settings, frozen=True, kw_only=True):
@@ -47,7 +48,7 @@ def _recipes(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
         raise ValueError(f"{folder} is not a folder: name one that holds runs")
     for pattern in ("recipe.json", "*/recipe.json", "*/*/recipe.json"):
         for path in sorted(folder.glob(pattern)):
-            yield path.parent, msgspec.json.decode(path.read_bytes())
+            yield path.parent, read_recipe(path.parent)
 
 
 def status(run: Path) -> tuple[str, int]:
@@ -122,7 +123,9 @@ def resume(options: ResumeOptions) -> None:
     run = Path(options.run)
     if not (run / "recipe.json").exists():
         raise ValueError(f"{run} holds no run (no recipe.json): `fledge runs {run.parent}` lists what there is")
-    stored = msgspec.json.decode((run / "recipe.json").read_bytes())
+    stored = read_recipe(run)
+    if stored["stage"] not in verbs:
+        raise ValueError(f"{run} holds a stage {stored['stage']!r}: this version resumes {', '.join(verbs)}")
     kind, function = verbs[stored["stage"]]
     started = Path(stored["recipe"]["out"])
     if started.resolve() != run.resolve():  # else the work would go on in another folder
@@ -141,4 +144,8 @@ def resume(options: ResumeOptions) -> None:
             f"{run}: {stored['stage']} {state}, "
             + (f"continues after step {step}" if state != "done" else "nothing to do")
         )
-    function(msgspec.convert(stored["recipe"], kind))
+    try:
+        recipe = build(kind, stored["recipe"])
+    except ValueError as error:
+        raise ValueError(f"{run / 'recipe.json'}: {error}") from None
+    function(recipe)

@@ -11,8 +11,9 @@ import msgspec
 import torch
 
 from fledge import __version__
+from fledge.core import native
 from fledge.core.checkpoint import canonical_json, write_atomically
-from fledge.core.config import Settings
+from fledge.core.config import Settings, count_problems, parse_count
 from fledge.core.log import read_jsonl, say
 from fledge.core.model import SIZES
 from fledge.core.runtime import choose_device, choose_dtype, set_threads, usable_cores
@@ -68,28 +69,7 @@ class JourneyRecipe(Settings, frozen=True, kw_only=True):
             found.append(f"minutes = {self.minutes}: must be above 0")
         if self.context_tokens is not None and self.context_tokens < 16:
             found.append(f"context_tokens = {self.context_tokens}: must be at least 16")
-        try:
-            parse_count(self.tokens)
-        except ValueError as error:
-            found.append(str(error))
-        return found
-
-
-def parse_count(text: int | str | None) -> int | None:
-    """5M, 200k, 1_000_000 or a plain number of tokens."""
-    if text is None or isinstance(text, int):
-        if isinstance(text, int) and text < 1:
-            raise ValueError(f"tokens = {text}: must be at least 1")
-        return text
-    scale = {"k": 10**3, "m": 10**6, "b": 10**9}.get(text[-1:].lower(), 1)
-    digits = (text[:-1] if scale > 1 else text).replace("_", "")
-    try:
-        count = int(float(digits) * scale)
-    except ValueError:
-        count = 0
-    if count < 1:
-        raise ValueError(f"tokens = {text!r}: must be a number of tokens such as 5M, 200k or 1_000_000")
-    return count
+        return found + count_problems(self.tokens)
 
 
 class Clock:
@@ -123,7 +103,7 @@ def run(recipe: JourneyRecipe) -> Path:
         "command": _command(recipe), "seconds": None, "peak_rss_bytes": None,
         "machine": {
             "cores": usable_cores(), "threads": threads, "dtype": str(dtype).removeprefix("torch."),
-            "device": device.type, "torch": str(torch.__version__),
+            "device": device.type, "torch": str(torch.__version__), "kernels": native.path_taken(),
         },
         "plan": plan.summary, "data": {}, "stages": {}, "controls": {}, "tokens_per_second": {},
     }  # fmt: skip

@@ -47,9 +47,7 @@ def prepare(recipe, out: Path, tokens: int | None) -> Material:
     return _yours(recipe, out, tokens) if recipe.text else _world(recipe, out, tokens)
 
 
-def _settings(
-    recipe, out: Path, *, text, chats, pairs, model: Shape, tokens, vocab_size, control, epochs, dpo
-) -> dict:
+def _settings(recipe, out: Path, *, text, chats, pairs, model: Shape, tokens, vocab_size, control, epochs, dpo) -> dict:
     """The stages' recipes; learning rates tuned on the world's seeds 3-5 (benchmarks/README.md)."""
     seed = recipe.seed
     reading = {"encoding": recipe.encoding, "skip_bad": recipe.skip_bad}
@@ -61,7 +59,7 @@ def _settings(
         "sft": None, "control": None, "reward": None, "dpo": None,
     }  # fmt: skip
     if chats:
-        train = TrainConfig(lr=1e-3, weight_decay=0.0, batch_tokens=4096, seed=seed)
+        train = TrainConfig(lr=4e-4, weight_decay=0.0, batch_tokens=4096, seed=seed)
         common = {"parent": str(out / "base"), "chats": chats, "epochs": epochs["sft"], **reading}
         made["sft"] = SftRecipe(out=str(out / "sft"), train=train, **common)
         if control:
@@ -94,12 +92,12 @@ def _world(recipe, out: Path, tokens: int | None) -> Material:
     if not (folder / "world.json").exists():
         say("writing the embedded world")
         world.write(folder)
-    vocab_size, tokens = 2048, tokens or (1_500_000 if recipe.quick else 8_000_000)
+    vocab_size, tokens = 1536, tokens or (1_800_000 if recipe.quick else 12_000_000)
     model = Shape(size=recipe.size or "pocket", context_tokens=recipe.context_tokens or 128)
     stages = _settings(
         recipe, out, text=[str(folder / "documents.jsonl")], chats=[str(folder / "chats.jsonl")],
         pairs=[str(folder / "pairs.jsonl")], model=model, tokens=tokens, vocab_size=vocab_size, control=True,
-        epochs={"sft": 8.0, "reward": 4.0, "dpo": 3.0}, dpo={"lr": 2e-4, "beta": 0.1, "nll_weight": 0.0},
+        epochs={"sft": 6.0, "reward": 3.0, "dpo": 3.0}, dpo={"lr": 7e-5, "beta": 0.1, "nll_weight": 0.5},
     )  # fmt: skip
 
     def score(opened: dict[str, Parent], result: dict[str, Any]) -> None:
@@ -187,7 +185,7 @@ def _yours(recipe, out: Path, tokens: int | None) -> Material:
     stages = _settings(
         recipe, out, text=recipe.text, chats=chats, pairs=pairs, model=model, tokens=tokens, vocab_size=vocab_size,
         control=False, epochs={"sft": 2.0, "reward": 2.0, "dpo": 1.0},
-        dpo={"lr": 1e-4, "beta": 0.1, "nll_weight": 0.0},
+        dpo={"lr": 7e-5, "beta": 0.1, "nll_weight": 0.5},
     )  # fmt: skip
     path, proposed = out / "proposal.json", None
     if recipe.size is None or tokens is None:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import msgspec
 
-from fledge.core.checkpoint import write_atomically
-from fledge.core.config import Settings, TrainConfig
+from fledge.core.checkpoint import one_at_a_time, write_atomically
+from fledge.core.config import Settings, TrainConfig, count_problems, parse_count
 from fledge.core.log import say
 from fledge.core.model import Shape, Transformer
 from fledge.core.objectives import weighted_nll
@@ -30,8 +30,8 @@ class PretrainRecipe(Settings, frozen=True, kw_only=True):
     "Checkpoint to continue from; None starts from random weights and learns a tokenizer."
     vocab_size: int = 2048
     "Tokens the tokenizer learns."
-    tokens: int | None = None
-    "Tokens to train on; None reads the text once."
+    tokens: int | str | None = None
+    "Tokens to train on, such as 2M; None reads the text once."
     heldout_every: int | None = None
     "Keep every n-th document out of training to measure bits per byte; None trains on all."
     encoding: str | None = None
@@ -47,13 +47,13 @@ class PretrainRecipe(Settings, frozen=True, kw_only=True):
         found = self.model.problems() + self.train.problems()
         if not self.text:
             found.append("text: empty; name at least one file or folder")
-        if self.tokens is not None and self.tokens < 1:
-            found.append(f"tokens = {self.tokens}: must be at least 1")
         if self.model.vocab_size is not None:
-            found.append(f"model.vocab_size = {self.model.vocab_size}: comes from the tokenizer; set vocab_size instead")
+            found.append(
+                f"model.vocab_size = {self.model.vocab_size}: comes from the tokenizer; set vocab_size instead"
+            )
         if self.heldout_every is not None and self.heldout_every < 2:
             found.append(f"heldout_every = {self.heldout_every}: must be at least 2; none keeps nothing out")
-        return found
+        return found + count_problems(self.tokens)
 
 
 def learn_tokenizer(texts: Iterator[str], vocab_size: int) -> Tokenizer:
@@ -73,11 +73,16 @@ def learn_tokenizer(texts: Iterator[str], vocab_size: int) -> Tokenizer:
 def prepare(recipe: PretrainRecipe, out: Path) -> tuple[Tokenizer, TokenStore, dict]:
     """Tokenizer and token store of a recipe, made once and kept in `out`; returns them with what was rejected."""
     folder = out / "data"
-    if (folder / "store.json").exists():
-        tokenizer = Tokenizer.load(folder / "tokenizer.json")
-        rejected = msgspec.json.decode((folder / "rejects.json").read_bytes())
-        return tokenizer, TokenStore.open(folder), rejected
+    if not (folder / "store.json").exists():
+        with one_at_a_time(folder):  # ranks share the store; a second trainer must not pull it away from the first
+            if not (folder / "store.json").exists():
+                _make_store(recipe, folder)
+    tokenizer = Tokenizer.load(folder / "tokenizer.json")
+    rejected = msgspec.json.decode((folder / "rejects.json").read_bytes())
+    return tokenizer, TokenStore.open(folder, tokenizer), rejected
 
+
+def _make_store(recipe: PretrainRecipe, folder: Path) -> None:
     def texts(rejects: Rejects) -> Iterator[str]:
         found = read_documents(recipe.text, encoding=recipe.encoding, skip_bad=recipe.skip_bad, rejects=rejects)
         return (d.text for d in found)
@@ -93,16 +98,14 @@ def prepare(recipe: PretrainRecipe, out: Path) -> tuple[Tokenizer, TokenStore, d
         write_atomically(folder / "heldout.json", msgspec.json.encode(apart[:_HELDOUT_DOCUMENTS]))
         write_atomically(folder / "rejects.json", msgspec.json.encode(rejects.as_dict()))
 
-    folder.mkdir(parents=True, exist_ok=True)
     tokenizer = (
         open_model(recipe.parent).tokenizer if recipe.parent else learn_tokenizer(texts(Rejects()), recipe.vocab_size)
     )
     write_atomically(folder / "tokenizer.json", tokenizer.json)
     rejects = Rejects()
-    store = TokenStore.build(kept(rejects), tokenizer, folder)
+    TokenStore.build(kept(rejects), tokenizer, folder)
     if rejects.total:
         say(f"text: {rejects.summary()}")
-    return tokenizer, store, rejects.as_dict()
 
 
 def heldout_texts(run: Path) -> list[str]:
@@ -129,7 +132,7 @@ def run(recipe: PretrainRecipe, quiet: bool = False) -> Path:
     )
     length = model.config.context_tokens
     source = document_source(store, recipe.train, length)
-    config = with_steps(recipe.train, (recipe.tokens or len(store.tokens)) / (source.rows * length))
+    config = with_steps(recipe.train, (parse_count(recipe.tokens) or len(store.tokens)) / (source.rows * length))
     data = {"documents": len(store), "tokens": len(store.tokens), "bytes": store.bytes, "sha256": store.content}
     return run_stage(
         "pretrain", model, tokenizer, source, weighted_nll, config,

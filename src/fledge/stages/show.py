@@ -56,7 +56,9 @@ def run(options: ShowOptions) -> None:
             # off a terminal colours vanish, so trained tokens carry brackets there
             line.append(text if out.is_terminal or not trained else f"[{text}]", shade)
         trained_tokens = sum(rendered.weights)
-        out.print(Text(f"{chat.source}: {trained_tokens} of {len(rendered.tokens)} tokens trained", "bold"))
+        out.print(
+            Text(f"{chat.source}: {trained_tokens} of {len(rendered.tokens)} tokens trained", "bold"), soft_wrap=True
+        )
         out.print(line, soft_wrap=True)
         out.print()
     if rejects.total:

@@ -16,6 +16,7 @@ from fledge.core.checkpoint import canonical_json, sha256, write_atomically
 from fledge.text.template import Rendered
 from fledge.text.tokenizer import Tokenizer
 
+_PAD_TOKENS = 16  # few row lengths: memory of one step fits the next
 _ENCODE_DOCUMENTS = 2000  # documents encoded at once
 
 
@@ -52,7 +53,7 @@ class TokenStore:
     def build(
         cls, texts: Iterable[str], tokenizer: Tokenizer, folder: Path, max_tokens: int | None = None
     ) -> "TokenStore":
-        """Encode `texts` into `folder` (kept; a second call with the same tokenizer and a finished store reads it).
+        """Encode `texts` into `folder`, where open() finds them again.
 
         max_tokens: stop after the document that reaches it. Raises ValueError when there is no text.
         """
@@ -87,19 +88,27 @@ class TokenStore:
         return cls.open(folder)
 
     @classmethod
-    def open(cls, folder: Path) -> "TokenStore":
-        """Map a finished store. Raises ValueError when the files are not what store.json says."""
+    def open(cls, folder: Path, tokenizer: Tokenizer | None = None) -> "TokenStore":
+        """Map a finished store. Raises ValueError when the files, or the tokenizer, are not what store.json says."""
         import msgspec
 
-        meta = msgspec.json.decode((folder / "store.json").read_bytes())
-        tokens = np.memmap(folder / "tokens.bin", meta["dtype"], "r")
-        offsets = np.fromfile(folder / "offsets.bin", np.int64)
-        digest = hashlib.sha256(tokens.data)
-        digest.update(offsets.data)
-        if len(tokens) != meta["tokens"] or digest.hexdigest() != meta["sha256"]:
+        try:
+            meta = msgspec.json.decode((folder / "store.json").read_bytes())
+            tokens = np.memmap(folder / "tokens.bin", meta["dtype"], "r")
+            offsets = np.fromfile(folder / "offsets.bin", np.int64)
+            digest = hashlib.sha256(tokens.data)
+            digest.update(offsets.data)
+            counted = (len(tokens), len(offsets) - 1) == (meta["tokens"], meta["documents"])
+            whole = counted and digest.hexdigest() == meta["sha256"]
+            fits = tokenizer is None or sha256(tokenizer.json) == meta["tokenizer"]
+        except (msgspec.DecodeError, KeyError, TypeError, ValueError):
+            whole = False
+        if not whole:
             raise ValueError(
-                f"{folder / 'tokens.bin'} is damaged: its sha256 is not the one in store.json; delete {folder}"
+                f"{folder} is damaged: tokens.bin and offsets.bin are not what store.json says; delete {folder}"
             )
+        if not fits:
+            raise ValueError(f"{folder}: the tokenizer is not the one its tokens were made with; delete {folder}")
         return cls(tokens, offsets, meta["bytes"], meta["sha256"])
 
     def __len__(self) -> int:
@@ -315,6 +324,7 @@ class PairSource(_Resumable):
         flat, counts, offsets = self.sequences.tokens, self.sequences.weights, self.sequences.offsets
         members = [2 * p + side for p in pairs for side in (0, 1)]
         longest = int(max(offsets[m + 1] - offsets[m] for m in members))
+        longest = -(-longest // _PAD_TOKENS) * _PAD_TOKENS + (self.read == "answers")
         shape = (len(members), longest if self.read == "end" else longest - 1)
         tokens, targets = np.full(shape, self.pad), np.full(shape, self.pad)
         weight, reference = np.zeros(shape, np.float32), np.zeros(shape, np.float32)

@@ -78,7 +78,12 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: Path | str) -> "Tokenizer":
-        return cls(Path(path).read_bytes())
+        """Read tokenizer.json. Raises ValueError naming the file where it is none."""
+        data = Path(path).read_bytes()
+        try:
+            return cls(data)
+        except Exception as error:  # `tokenizers` raises nothing narrower
+            raise ValueError(f"{path} is damaged or no tokenizer of ours: {error}") from error
 
     def encode(self, text: str) -> list[int]:
         """Ordinary tokens of `text`; "<|end|>" written in it stays text."""
