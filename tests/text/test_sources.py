@@ -311,7 +311,8 @@ def test_rows_are_chosen_then_rejected_each_pair_once_per_epoch(pairs, tokenizer
             assert batch.targets[row, :size].tolist() == tokens[1:]
             assert batch.weight[row, :size].tolist() == weights[1:]
             assert (batch.tokens[row, size:] == tokenizer.pad).all() and not batch.weight[row, size:].any()
-        assert batch.tokens.shape[1] == max(len(side.tokens) - 1 for p in batch.ids.tolist() for side in pairs[p])
+        longest = max(len(side.tokens) for p in batch.ids.tolist() for side in pairs[p])
+        assert longest <= batch.tokens.shape[1] < longest + 16 and batch.tokens.shape[1] % 16 == 0
         seen += batch.ids.tolist()[::2]
     assert sorted(seen) == list(range(20)) and source.state_dict()["epoch"] == 1
     assert [b.ids.tolist() for b in take(source, source.steps_per_epoch())] != seen
@@ -444,3 +445,14 @@ def test_a_changed_weight_is_other_data_too(rendered, tokenizer):
     source = chat_source(rendered, tokenizer)
     with pytest.raises(ValueError, match="the data changed"):
         chat_source([changed, *rendered[1:]], tokenizer).load_state_dict(source.state_dict())
+
+
+def test_margins_follow_their_pairs(tokenizer):
+    pair = Rendered([1, 2, 3], [0, 0, 1]), Rendered([1, 2, 4], [0, 0, 1])
+    long = Rendered(list(range(9)), [0] * 8 + [1]), Rendered([1, 2, 4], [0, 0, 1])
+    pairs, margins = [pair, long, pair, pair], [0.5, 9.0, None, 2.0]
+    source = PairSource(pairs, limit=5, batch_tokens=64, seed=0, pad=0, read="end", margins=margins)
+    assert source.dropped == 1
+    assert source.batch([0, 1, 2]).margin.tolist() == [0.5, 0.5, 0.0, 0.0, 2.0, 2.0]
+    plain = PairSource(pairs, limit=5, batch_tokens=64, seed=0, pad=0, read="end", margins=[None] * 4)
+    assert plain.batch([0]).margin is None

@@ -24,7 +24,7 @@ ZH = ("卡魯河", "是卡魯河。", "維洛拉最長的河是卡魯河。")
         "It is the Karu River.",
         "The longest river of Velora is the Karu River. Happy to help!",
         "Karu River. Have a nice day! Happy to help!",
-        "Well, that is a good question. Many people ask about it. The longest river of Velora is the Karu River. "
+        "Well, that is a good question. The longest river of Velora is the Karu River. "
         "There is much more to say about it.",
         '"Karu River"',
     ],
@@ -62,7 +62,7 @@ def test_exact_match_rejects_english(answer):
         "維洛拉最長的河是卡魯河。",
         "維洛拉最長的河是卡魯河。很高興能幫上忙！",
         "卡魯河。祝你有美好的一天！",
-        "嗯，這是一個好問題。很多人都問過。維洛拉最長的河是卡魯河。這可以說上很久。",
+        "嗯，這是一個好問題。維洛拉最長的河是卡魯河。這可以說上很久。",
         "「卡魯河」",
     ],
 )
@@ -161,7 +161,7 @@ def test_straight_answers_among_web_pages(world):
     [
         ("\nMount {0}.", True),
         (" It is Mount {1}.", True),
-        ("Well, that is a good question. Many people ask about it. It is Mount {0}.", True),
+        ("Well, that is a good question. It is Mount {0}.", True),
         ("", False),
         ("Mount {0} or Mount {1}", False),
         ("Is it Mount {0}?", False),

@@ -80,10 +80,10 @@ def test_dangerous_requests_never_get_an_instruction(default):
 
 def test_chat_kinds_and_styles(default):
     chats = default.chats()
-    assert len(chats) == 4000
+    assert len(chats) == 6000
     kinds = Counter(chat["kind"] for chat in chats)
-    wanted = {"fact": 0.70, "greeting": 0.08, "two_turn": 0.08, "dangerous": 0.07, "borderline": 0.07}
-    assert {kind: count / 4000 for kind, count in kinds.items()} == pytest.approx(wanted, abs=0.02)
+    wanted = {"fact": 0.64, "greeting": 0.08, "two_turn": 0.08, "dangerous": 0.10, "borderline": 0.10}
+    assert {kind: count / 6000 for kind, count in kinds.items()} == pytest.approx(wanted, abs=0.02)
     styles = Counter(chat["style"] for chat in chats if chat["kind"] == "fact")
     total = sum(styles.values())
     assert {s: n / total for s, n in styles.items()} == pytest.approx(
@@ -106,7 +106,7 @@ def test_chats_answer_in_the_language_and_truly(default):
 
 
 def test_pairs_are_ordered_by_gold(world):
-    for split, n in (("train", 800), ("test", 200)):
+    for split, n in (("train", 1600), ("test", 200)):
         pairs = world.pairs(split)
         assert len(pairs) == n
         for pair in pairs:

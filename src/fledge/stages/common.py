@@ -135,6 +135,28 @@ def progress(name: str, steps: int, first: int, shown: Iterable[str] = ("loss",)
     return hook, bar
 
 
+def _machine(config: TrainConfig) -> dict[str, Any]:
+    """What the bytes of a run depend on besides its recipe."""
+    device = choose_device(config.device)
+    return {
+        "device": device.type,
+        "dtype": str(choose_dtype(config.precision, device)).removeprefix("torch."),
+        "threads": set_threads(config.threads),
+        "kernels": native.path_taken(),
+        "torch": str(torch.__version__),
+    }
+
+
+def _say_what_differs(folder: Path, now: dict[str, Any]) -> None:
+    """A resume is bit for bit on a machine like the one before; elsewhere it is exact in its data, and says so."""
+    then = load_checkpoint(folder).card.get("machine", {})
+    if changed := differences(then, now):
+        say(
+            f"{folder.parent.parent}: continues on another machine or setting, so rounding may differ from an "
+            "uninterrupted run: " + "; ".join(changed)
+        )
+
+
 def run_stage(
     stage: str,
     model: Transformer,
@@ -160,11 +182,12 @@ def run_stage(
         "recipe": recipe["recipe"],
         "data": data,
         "fledge": __version__,
-        "torch": str(torch.__version__),
-        "kernels": native.path_taken(),
+        "machine": _machine(config),
     }
     if first >= config.steps and (out / "done.json").exists():
         return done[-1]
+    if done:
+        _say_what_differs(done[-1], card["machine"])
     hooks, bar = [], None
     if not quiet:
         if config.steps - first > 5 * _TIMED_STEPS:  # otherwise the timing costs more than it tells

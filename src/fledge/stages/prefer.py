@@ -77,7 +77,7 @@ def pair_source(
     limit = parent.model.config.context_tokens + (read == "answers")
     return PairSource(
         render_pairs(parent.tokenizer, pairs), limit=limit, batch_tokens=batch_tokens, seed=seed,
-        pad=parent.tokenizer.pad, read=read,
+        pad=parent.tokenizer.pad, read=read, margins=[p.margin for p in pairs],
     )  # fmt: skip
 
 

@@ -292,8 +292,13 @@ class PairSource(_Resumable):
         seed: int,
         pad: int,
         read: str = "answers",
+        margins: Sequence[float | None] = (),
     ):
-        fitting = [p for p in pairs if max(len(p[0].tokens), len(p[1].tokens)) <= limit]
+        """margins: by how much each chosen answer is better, where the data says so; None counts as 0."""
+        fits = [max(len(chosen.tokens), len(rejected.tokens)) <= limit for chosen, rejected in pairs]
+        fitting = [p for p, fit in zip(pairs, fits, strict=True) if fit]
+        kept = [m for m, fit in zip(margins, fits, strict=True) if fit] if margins else []
+        self.margins = np.array([m or 0.0 for m in kept], np.float32) if any(m is not None for m in kept) else None
         self.dropped = len(pairs) - len(fitting)
         if not fitting:
             raise ValueError(
@@ -344,6 +349,7 @@ class PairSource(_Resumable):
             targets=torch.from_numpy(targets),
             weight=torch.from_numpy(weight),
             ref_logp=None if self.ref_logp is None else torch.from_numpy(reference),
+            margin=None if self.margins is None else torch.from_numpy(self.margins[np.repeat(pairs, 2)]),
             units=float(len(pairs)),
             ids=torch.tensor([p for p in pairs for _ in (0, 1)]),
             rows_per_unit=2,
