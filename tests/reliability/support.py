@@ -130,11 +130,12 @@ def command_line(verb: str, recipe: dict[str, Any]) -> list[str]:
     return words
 
 
-def result_of(run: Path) -> dict[str, bytes]:
+def result_of(run: Path, recipe: bool = True) -> dict[str, bytes]:
     """Every file of a finished run that must not depend on how it got there."""
     newest = sorted((run / "checkpoints").glob("step-*"))[-1]
     found = {f"{newest.name}/{p.name}": p.read_bytes() for p in sorted(newest.iterdir())}
-    return found | {name: (run / name).read_bytes() for name in ("metrics.jsonl", "done.json", "recipe.json")}
+    names = ("metrics.jsonl", "done.json", *(["recipe.json"] if recipe else []))
+    return found | {name: (run / name).read_bytes() for name in names}
 
 
 def assert_same_run(one: Path, other: Path) -> None:

@@ -96,6 +96,9 @@ def test_every_bit_of_the_manifest_counts(run: Path):
         with pytest.raises(DamagedCheckpoint, match=re.escape(str(newest))):
             load_checkpoint(run)
     print(f"{8 * len(data)} flips of the manifest detected")
+    for same_meaning in (data + b" ", data.replace(b":", b": ", 1), data[:-1]):
+        path.write_bytes(same_meaning)
+        assert "MANIFEST.json is damaged" in refusal(run)
 
 
 @pytest.mark.parametrize("name", sorted(FILES))

@@ -23,6 +23,7 @@ from fledge.core.checkpoint import (
     save_checkpoint,
     write_atomically,
 )
+from fledge.core.log import read_jsonl
 
 CHECKPOINT_BYTES = 2_180_000  # of the tests' model under Muon; AdamW would take a third more
 
@@ -130,6 +131,7 @@ def test_a_disk_that_fills_up_in_the_middle_leaves_a_run_that_can_go_on(
     filler.unlink()
     trainers.run("resume", folder, run="run")
     assert_same_run(place / "whole" / "run", folder / "run")
+    assert {row["step"] for row in read_jsonl(folder / "run" / "speed.jsonl")} <= set(range(1, 201))
 
 
 def _tensors(step: int) -> dict[str, torch.Tensor]:

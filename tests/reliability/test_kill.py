@@ -11,7 +11,7 @@ import pytest
 from support import ENVIRONMENT, FLEDGE, Trainers, assert_same_run, loop, pretrain_recipe
 
 from fledge.core.checkpoint import list_checkpoints, load_checkpoint
-from fledge.core.log import read_jsonl
+from fledge.core.log import MetricsLog, read_jsonl
 
 STEPS, KILLS, REAL_KILLS = 300, 25, 3
 
@@ -116,6 +116,18 @@ def test_a_kill_at_every_call_of_a_save_leaves_a_whole_checkpoint(trainers: Trai
     print(f"killed at {len(seen)} calls of one save; newest afterwards: {seen}")
     assert len(seen) >= 20
     assert set(seen) == {2, 3}
+
+
+@pytest.mark.parametrize("torn", [b'{"step":3,"sec', b'{"step":3,"seconds":0.5}', b""])
+def test_a_torn_last_line_does_not_spoil_the_lines_after_it(place: Path, torn: bytes):
+    """A write cut by a crash or a full disk: the figures of the clock go on after the last whole line."""
+    whole = b'{"step":1,"seconds":0.1}\n{"step":2,"seconds":0.2}\n'
+    for held, steps in ((whole, [1, 2, 9]), (b"", [9])):
+        (place / "speed.jsonl").write_bytes(held + torn)
+        log = MetricsLog(place, 0)
+        log.write({"step": 9}, {"step": 9, "seconds": 0.9})
+        log.close()
+        assert [row["step"] for row in read_jsonl(place / "speed.jsonl")] == steps
 
 
 def test_a_run_killed_after_its_last_checkpoint_is_finished_by_resume(trainers: Trainers, place: Path, text: Path):

@@ -1,95 +1,18 @@
 """NaN, infinity and loss spikes: the step is not applied, its rows are kept, three in a row stop the run."""
 
 import math
-import os
-import signal
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load as load_tensors
+from tiny_runs import ROWS, Run
 
-from fledge.core.batch import Batch
 from fledge.core.checkpoint import list_checkpoints, load_checkpoint
-from fledge.core.config import TrainConfig
-from fledge.core.log import read_jsonl
-from fledge.core.model import ModelConfig, Transformer
 from fledge.core.objectives import weighted_nll
-from fledge.core.train import _WINDOW, Guard, Interrupted, StepEvent, train
+from fledge.core.train import _WINDOW, Guard, Interrupted
 
-VOCAB, ROWS, LENGTH = 13, 4, 8
 BAD = ("weight inf", "weight nan", "advantage nan", "advantage inf", "advantage -inf")
-
-
-class Rows:
-    """Endless random rows; those of the steps named are spoiled. The state is the number of batches given."""
-
-    def __init__(self, spoiled: dict[int, str]):
-        self.step, self.spoiled = 0, spoiled
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"step": self.step}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.step = state["step"]
-
-    def __iter__(self) -> Iterator[Batch]:
-        while True:
-            self.step += 1
-            yield self.batch(self.step)
-
-    def batch(self, step: int) -> Batch:
-        draw = torch.Generator().manual_seed(step)
-        whole = torch.randint(VOCAB, (ROWS, LENGTH + 1), generator=draw)
-        weight, advantage = torch.ones(ROWS, LENGTH), None
-        match self.spoiled.get(step, "").split():
-            case ["weight", value]:
-                weight[1, 2] = float(value)
-            case ["advantage", value]:
-                advantage = torch.ones(ROWS, LENGTH)
-                advantage[2, 5] = float(value)
-            case ["spike", times]:
-                advantage = torch.full((ROWS, LENGTH), float(times))
-        return Batch(
-            tokens=whole[:, :-1], targets=whole[:, 1:], weight=weight, advantage=advantage,
-            units=float(ROWS * LENGTH), ids=torch.arange(ROWS) + 100 * step,
-        )  # fmt: skip
-
-
-def weights_of(model: Transformer) -> dict[str, torch.Tensor]:
-    return {n: p.detach().clone() for n, p in model.named_parameters()}
-
-
-class Run:
-    """Trains a model of 13 tokens and keeps the weights after each step."""
-
-    def __init__(self, out: Path, spoiled: dict[int, str], steps: int, **over: Any):
-        self.out, self.source = out, Rows(spoiled)
-        shape = ModelConfig(size="tiny", layers=1, width=16, heads=2, vocab_size=VOCAB, context_tokens=LENGTH)
-        self.model = Transformer(shape).initialise(0)
-        self.after: dict[int, dict[str, torch.Tensor]] = {0: weights_of(self.model)}
-        settings = {"steps": steps, "threads": 1, "save_seconds": 600.0, "lr": 1e-3, "warmup": 0.0, **over}
-        self.config = TrainConfig(**settings)
-
-    def go(self, stop_at: int | None = None) -> "Run":
-        def keep(event: StepEvent) -> None:
-            self.after[event.step] = weights_of(event.model)
-            if event.step == stop_at:
-                os.kill(os.getpid(), signal.SIGTERM)
-
-        torch.manual_seed(0)  # its state is part of a checkpoint
-        train(self.model, self.source, weighted_nll, self.config, out=self.out, card={}, hooks=[keep])
-        return self
-
-    def changed(self, step: int) -> bool:
-        before, after = self.after[step - 1], self.after[step]
-        return any(not torch.equal(before[n], after[n]) for n in before)
-
-    @property
-    def rows(self) -> dict[int, dict[str, Any]]:
-        return {row["step"]: row for row in read_jsonl(self.out / "metrics.jsonl")}
 
 
 def finite(tensors: dict[str, torch.Tensor]) -> bool:
@@ -122,12 +45,7 @@ def test_a_gradient_that_is_not_finite_under_a_finite_loss_is_not_applied(place:
             loss = loss + (output.logp.sum() - output.logp.sum().detach()).abs().sqrt()  # value 0, slope infinite
         return loss, metrics
 
-    run = Run(place, {}, 5)
-
-    def keep(event: StepEvent) -> None:
-        run.after[event.step] = weights_of(event.model)
-
-    train(run.model, run.source, objective, run.config, out=place, card={}, hooks=[keep])
+    run = Run(place, {}, 5).go(objective=objective)
     assert math.isfinite(run.rows[3]["loss"]) and run.rows[3]["skipped"] == "nonfinite"
     assert [step for step in range(1, 6) if not run.changed(step)] == [3]
 

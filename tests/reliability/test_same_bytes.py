@@ -6,9 +6,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from support import FLEDGE, Trainers, assert_same_run, command_line, loop, pretrain_recipe, result_of, write_texts
+from tiny_runs import Run
 
 from fledge.core.checkpoint import list_checkpoints, load_checkpoint
+from fledge.core.objectives import weighted_nll
+from fledge.core.train import Interrupted
 
 STEPS = 60
 
@@ -94,6 +98,22 @@ def test_the_same_command_on_a_finished_run_does_nothing(trainers: Trainers, who
     before = result_of(whole)
     assert trainers.run("stage", whole.parent, verb="pretrain", recipe=pretrain_recipe(text, STEPS)).step == 0
     assert result_of(whole) == before
+
+
+@pytest.mark.parametrize("stop_at", [1, 7])
+def test_random_numbers_drawn_inside_a_step_go_on_where_they_were(place: Path, stop_at: int):
+    """Torch's generator is part of the checkpoint: an objective that draws, as dropout does, resumes exactly."""
+
+    def noisy(output, batch):
+        loss, metrics = weighted_nll(output._replace(logp=output.logp * (torch.rand(output.logp.shape) > 0.3)), batch)
+        return loss, metrics
+
+    whole = Run(place / "whole", {}, 12).go(objective=noisy)
+    with pytest.raises(Interrupted):
+        Run(place / "cut", {}, 12).go(objective=noisy, stop_at=stop_at)
+    torch.rand(1000)  # what else the process may have drawn
+    cut = Run(place / "cut", {}, 12).go(objective=noisy)
+    assert result_of(whole.out, recipe=False) == result_of(cut.out, recipe=False)
 
 
 # ---- what must be refused

@@ -53,10 +53,11 @@ Hook = Callable[[StepEvent], None]
 class Interrupted(RuntimeError):
     """The run was asked to stop and has saved; `fledge resume` continues it bit for bit."""
 
-    def __init__(self, message: str, run: Path, signal_number: int):
-        super().__init__(message)
+    def __init__(self, message: str, run: Path, signals: list[int]):
+        """signals: those this rank saw; empty where another rank saw one."""
+        super().__init__(f"{message}, saved in {run}")
         self.run = run
-        self.exit_code = 128 + signal_number
+        self.exit_code = 128 + (signals[0] if signals else signal.SIGTERM)
 
 
 class Guard:
@@ -147,6 +148,15 @@ def _require_same_origin(found: Checkpoint, card: dict[str, Any]) -> None:
             + "\n  ".join(changed)
             + "\nRestore recipe.json, or start the stage again in another folder"
         )
+
+
+def _not_finite(out: Path, row: dict[str, Any]) -> FloatingPointError:
+    good = list_checkpoints(out)
+    return FloatingPointError(
+        f"loss or gradient not finite {_BAD_IN_A_ROW} steps in a row, at step {row['step']}; rows {row['ids'][:16]} "
+        f"(all in metrics.jsonl). No bad step was applied; last good checkpoint: {good[-1] if good else 'none yet'}. "
+        "Lower train.lr or look at those rows"
+    )
 
 
 def _mark_done(out: Path, config: TrainConfig, rank: int) -> None:
@@ -241,20 +251,14 @@ def train(
                 for hook in hooks:
                     hook(StepEvent(step + 1, config.steps, row["tokens"], figures, model))
                 if guard.bad_in_a_row >= _BAD_IN_A_ROW:
-                    good = list_checkpoints(out)
-                    raise FloatingPointError(
-                        f"loss or gradient not finite {_BAD_IN_A_ROW} steps in a row, at step {step + 1}; rows "
-                        f"{row['ids'][:16]} (all in metrics.jsonl). No bad step was applied; last good checkpoint: "
-                        f"{good[-1] if good else 'none yet'}. Lower train.lr or look at those rows"
-                    )
+                    raise _not_finite(out, row)
                 stop = parallel.total(float(bool(signals))) > 0  # a signal to any rank stops all at the same step
                 due = time.monotonic() - saved_at >= config.save_seconds
                 if rank == 0 and (due or stop or step + 1 == config.steps):
                     path = save(step + 1)
                     saved_at = time.monotonic()
                 if stop and step + 1 < config.steps:
-                    message = f"stopped at step {step + 1} of {config.steps}, saved in {out}"
-                    raise Interrupted(message, out, (signals or [signal.SIGTERM])[0])
+                    raise Interrupted(f"stopped at step {step + 1} of {config.steps}", out, signals)
                 if log and step % 20 == 0:
                     log.flush()
         finally:
@@ -262,6 +266,5 @@ def train(
                 log.close()
         _mark_done(out, config, rank)
         if stop or signals:  # asked to stop in the last step: what comes after this stage must not start
-            message = f"stopped after the last of {config.steps} steps, saved in {out}"
-            raise Interrupted(message, out, (signals or [signal.SIGTERM])[0])
+            raise Interrupted(f"stopped after the last of {config.steps} steps", out, signals)
         return path if rank == 0 else out
