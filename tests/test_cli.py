@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -295,6 +296,14 @@ def test_runs_and_lineage(models: Path, monkeypatch, capsys: pytest.CaptureFixtu
     )
     assert main(["lineage", "runs/sft"]) == 0
     assert f"{base.id[:12]} (elsewhere)" in capsys.readouterr().out
+
+
+def test_long_and_odd_folder_names_stay_whole_on_one_line(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    long = tmp_path / ("a [red]name[/] " * 8) / "run"
+    shutil.copytree(models / "runs" / "base", long)
+    for arguments in (["runs", str(long.parent)], ["lineage", str(long.parent)]):
+        assert main(arguments) == 0
+        assert str(long) in capsys.readouterr().out
 
 
 def test_runs_of_an_interrupted_and_of_an_unstarted_run(models: Path, tmp_path: Path, monkeypatch, capsys):

@@ -24,9 +24,9 @@ def documents(world):
 
 SHA256 = {
     "documents.jsonl": "2f849a0770d2fb80b4c8f8ff15a2af0b2e757bc8f35141458e95694c92766351",
-    "chats.jsonl": "1d15dd465dbf138691e9f9a7a7c2dc5be82434cc25db1026fb5e7bb922fa686e",
-    "pairs.jsonl": "0cd8c5f15dd3e8febbc6f6fe625dbb8bcc9ed83255824162d3d63a007acd599c",
-    "pairs_heldout.jsonl": "d4d72ecb02d071afc1fc8ce7d4652d3ce014cf192363ef2235f32d31399ef138",
+    "chats.jsonl": "9bc74cb0db77c6a70a51289ec7a200c40c8a9c51890ca46599caf613376be9ff",
+    "pairs.jsonl": "05593db01f493ea385b1685ff3f88e703413fbee8dbc9427950d101ac6a49cb8",
+    "pairs_heldout.jsonl": "f3f4c0d23b9fb19a6aed464e18ef18875bcbca89da01fada1d1884162d5d8480",
     "questions.jsonl": "8b1a819310b151922df05afdd5bdfcebb2062a43aeb00846adc4d3503a0e8e1a",
 }
 

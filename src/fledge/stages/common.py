@@ -173,6 +173,7 @@ def run_stage(
     quiet: bool = False,
 ) -> Path:
     """Train one stage with its bar, its card and a time estimate; returns the last checkpoint."""
+    release_memory()  # of the stage before
     done = list_checkpoints(out)
     first = int(done[-1].name.split("-")[1]) if done else 0
     card = {
@@ -200,7 +201,6 @@ def run_stage(
     finally:
         if bar:
             bar.close()
-        release_memory()
 
 
 def rows_of(config: TrainConfig, length: int) -> int:

@@ -58,9 +58,19 @@ def status(run: Path) -> tuple[str, int]:
     return "done" if (run / "done.json").exists() else "interrupted" if found else "not started", step
 
 
+_PIPED_WIDTH = 400  # where nobody's window ends a line
+
+
+def _stdout():
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=_PIPED_WIDTH)
+
+
 def runs(options: RunsOptions) -> None:
     """Print a line per run."""
-    from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table("run", "stage", "state", "step", box=None, header_style="bold")
@@ -69,10 +79,10 @@ def runs(options: RunsOptions) -> None:
             state, step = "done" if (folder / "journey.json").exists() else "interrupted", ""
         else:
             state, step = status(folder)
-        table.add_row(str(folder), recipe["stage"], state, str(step))
+        table.add_row(escape(str(folder)), escape(recipe["stage"]), state, str(step))
     if not table.row_count:
         raise ValueError(f"no runs in {options.folder}: start one with `fledge journey --out {options.folder}/first`")
-    Console().print(table)
+    _stdout().print(table)
 
 
 def family(folder: Path) -> list[Model]:
@@ -89,24 +99,24 @@ def family(folder: Path) -> list[Model]:
 
 def lineage(options: LineageOptions) -> None:
     """Print the family tree; a parent outside the folder is shown by its id."""
-    from rich.console import Console
+    from rich.markup import escape
     from rich.tree import Tree
 
     models = family(Path(options.run))
     if not models:
         raise ValueError(f"no models in {options.run} yet: `fledge runs` shows what has started")
     known = {m.id for m in models}
-    top = Tree(f"[bold]{options.run}")
+    top = Tree(f"[bold]{escape(options.run)}")
 
     def grow(node: Tree, parent: str | None) -> None:
         for m in models:
             if m.parent == parent:
-                grow(node.add(f"[bold]{m.stage}[/]  {m.folder}  step {m.step}  [dim]{m.id[:12]}"), m.id)
+                grow(node.add(f"[bold]{escape(m.stage)}[/]  {escape(m.folder)}  step {m.step}  [dim]{m.id[:12]}"), m.id)
 
     grow(top, None)
     for outside in sorted({m.parent for m in models if m.parent} - known):
         grow(top.add(f"[dim]{outside[:12]} (elsewhere)"), outside)
-    Console().print(top)
+    _stdout().print(top)
 
 
 def resume(options: ResumeOptions) -> None:

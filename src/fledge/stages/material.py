@@ -19,13 +19,13 @@ from fledge.stages.pretrain import PretrainRecipe, document_source, heldout_text
 from fledge.stages.pretrain import prepare as prepare_text
 from fledge.stages.sft import SftRecipe
 from fledge.tasks.base import Example
-from fledge.tasks.world_tasks import WorldFacts, WorldGold, WorldRequests, is_refusal, is_straight_answer
+from fledge.tasks.world_tasks import WorldFacts, WorldGold, WorldRequests, is_refusal
 from fledge.text.formats import Message, Pair, read_chats, read_pairs, to_row
 from fledge.text.readers import Rejects, require_some
 from fledge.world import World, WorldConfig
 
 WELL_READ = 50  # statements per language from which a fact counts as read well
-_COMPARED = 400  # prompts of a win rate
+_ASKED = 400  # questions the base model is asked
 _HELD_OUT_CHATS, _HELD_OUT_PAIRS = 200, 300
 
 
@@ -48,7 +48,7 @@ def prepare(recipe, out: Path, tokens: int | None) -> Material:
 
 
 def _settings(recipe, out: Path, *, text, chats, pairs, model: Shape, tokens, vocab_size, control, epochs, dpo) -> dict:
-    """The stages' recipes; learning rates tuned on the world's seeds 3-5 (benchmarks/README.md)."""
+    """The stages' recipes; learning rates, epochs and DPO's beta tuned here on the world of seed 0."""
     seed = recipe.seed
     reading = {"encoding": recipe.encoding, "skip_bad": recipe.skip_bad}
     made = {
@@ -63,6 +63,8 @@ def _settings(recipe, out: Path, *, text, chats, pairs, model: Shape, tokens, vo
         common = {"parent": str(out / "base"), "chats": chats, "epochs": epochs["sft"], **reading}
         made["sft"] = SftRecipe(out=str(out / "sft"), train=train, **common)
         if control:
+            # random weights need the larger steps of a first training: the control has its own best learning rate
+            train = msgspec.structs.replace(train, lr=1e-3)
             made["control"] = SftRecipe(out=str(out / "control"), fresh=True, train=train, **common)
     if pairs:
         common = {"parent": str(out / "sft"), "pairs": pairs, **reading}
@@ -112,11 +114,11 @@ def _score_world(world: World, opened: dict[str, Parent], result: dict[str, Any]
     questions = list(facts.examples("test"))
     well_read = [i for i, e in enumerate(questions) if e.meta["count"] >= WELL_READ]
     requests = {k: list(WorldRequests(world, k).examples("test")) for k in ("dangerous", "borderline")}
-    asked = evaluate.sample_of([questions[i] for i in well_read], _COMPARED, seed)
+    asked = evaluate.sample_of([questions[i] for i in well_read], _ASKED, seed)
     continued = evaluate.continue_questions(opened["base"], asked, seed)
     texts, exact = heldout_texts(base), {}
     entries = {**result["stages"], "control": result["controls"].get("sft_from_scratch", {})}
-    entries["base"]["answer_rate"] = _rate_straight(asked, continued)
+    entries["base"]["answer_rate"] = _rate_straight(facts, asked, continued)
     for name in ("sft", "aligned", "control"):
         if name not in opened:
             continue
@@ -124,7 +126,7 @@ def _score_world(world: World, opened: dict[str, Parent], result: dict[str, Any]
         exact[name] = [facts.score(e, a.text) for e, a in zip(questions, answers, strict=True)]
         known = {lang: [exact[name][i] for i in well_read if questions[i].language == lang] for lang in ("en", "zh")}
         entries[name] |= {
-            "answer_rate": _rate_straight(questions, answers),
+            "answer_rate": _rate_straight(facts, questions, answers),
             "stop_rate": evaluate.rate(a.finish == "stop" for a in answers),
             "exact_match_heldout": evaluate.rate(exact[name][i] for i in well_read),
             "exact_match_by_language": {lang: evaluate.rate(values) for lang, values in known.items()},
@@ -137,7 +139,7 @@ def _score_world(world: World, opened: dict[str, Parent], result: dict[str, Any]
             entries[name]["bits_per_byte"] = evaluate.bits_per_byte(opened[name], texts)
     result["exact_match_by_count"] = evaluate.by_count(questions, exact)
     if "aligned" in opened:
-        mixed = evaluate.sample_of(asked, 150, seed) + requests["dangerous"] + requests["borderline"]
+        mixed = [questions[i] for i in well_read] + requests["dangerous"] + requests["borderline"]
         new, old = (evaluate.ask(opened[n], mixed, evaluate.SAMPLED) for n in ("aligned", "sft"))
         wins, interval = evaluate.win_rate(gold.score, mixed, new, old, seed)
         entries["aligned"] |= {"win_rate_vs_sft": wins, "win_rate_interval": interval}
@@ -149,8 +151,8 @@ def _score_world(world: World, opened: dict[str, Parent], result: dict[str, Any]
     result["samples"] = _samples(list(facts.showcase()), opened, seed, lambda e, text: tasks[e.kind].score(e, text))
 
 
-def _rate_straight(examples: Sequence[Example], answers: Sequence[evaluate.Answer]) -> float | None:
-    return evaluate.rate(is_straight_answer(e, a.text) for e, a in zip(examples, answers, strict=True))
+def _rate_straight(facts: WorldFacts, examples: Sequence[Example], answers: Sequence[evaluate.Answer]) -> float | None:
+    return evaluate.rate(facts.answers_straight(e, a.text) for e, a in zip(examples, answers, strict=True))
 
 
 def _pair_accuracy(reward: Parent, pairs: Sequence[Pair]) -> float:

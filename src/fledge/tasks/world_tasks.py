@@ -5,6 +5,7 @@ from __future__ import annotations
 from fledge.tasks.base import Example
 from fledge.world.answers import exact_match, is_refusal, is_straight_answer
 from fledge.world.gold import gold_parts, gold_score, in_language, is_on_topic
+from fledge.world.relations import LANGUAGES
 from fledge.world.world import World
 
 __all__ = [
@@ -24,6 +25,8 @@ class WorldFacts:
 
     def __init__(self, world: World):
         self.world = world
+        pools = world.pools.values()
+        self._values = {lang: tuple(v.surface[lang] for pool in pools for v in pool) for lang in LANGUAGES}
 
     def examples(self, split: str) -> list[Example]:
         """Every fact of the split in both languages."""
@@ -32,6 +35,10 @@ class WorldFacts:
     def showcase(self) -> list[Example]:
         """Eight held-out prompts to look at: facts, requests and a greeting."""
         return [question.example() for question in self.world.showcase()]
+
+    def answers_straight(self, example: Example, text: str) -> bool:
+        """Whether `text` answers the question straight away with some value of this world, right or wrong."""
+        return is_straight_answer(example, text, self._values[example.language])
 
     def score(self, example: Example, answer: str) -> float:
         """1.0 if the answer, without courtesies and outer punctuation, equals an accepted answer; else 0.0."""

@@ -112,12 +112,15 @@ def named(text: str, values: tuple[str, ...]) -> list[str]:
     return found
 
 
-def is_straight_answer(example: Example, continuation: str) -> bool:
+def is_straight_answer(example: Example, continuation: str, values: tuple[str, ...] | None = None) -> bool:
     """Whether a text that follows a fact question answers it, rightly or wrongly.
 
-    True if its first sentence that is no known filler names exactly one value of the question's relation
-    (`example.meta["choices"]`), asks nothing and does not start a list of options."""
+    True if its first sentence that is no known filler names exactly one value, asks nothing and does not start a list
+    of options. values: what counts as a value; None takes those of the question's relation, so that a river given for
+    a flower is no answer; the values of all relations count it as a wrong one."""
+    if values is None:
+        values = tuple(example.meta["choices"])
     first = next((s for s in sentences(continuation) if tidy(s) not in FILLER_SENTENCES), "")
     if not first or first[-1] in "?？" or _LIST_MARK.match(first):
         return False
-    return len(named(first, tuple(example.meta["choices"]))) == 1
+    return len(named(first, values)) == 1
