@@ -239,6 +239,21 @@ def test_an_error_of_the_system_names_the_file(tmp_path: Path, monkeypatch, caps
     assert "recipe.json" in refusal(["resume", "runs/a"], capsys)
 
 
+def test_what_to_type_after_an_interruption(tmp_path: Path, capsys: pytest.CaptureFixture):
+    """A stage's own folder, or the journey it belongs to."""
+    from fledge.cli import _guarded
+    from fledge.core.train import Interrupted
+
+    def stopped() -> None:
+        raise Interrupted("stopped at step 3 of 9, saved in there", tmp_path / "mine" / "base", 15)
+
+    (tmp_path / "mine").mkdir()
+    for typed in (tmp_path / "mine" / "base", tmp_path / "mine"):
+        assert _guarded(stopped) == 143
+        assert f"continue with `fledge resume {typed}`" in capsys.readouterr().err
+        (tmp_path / "mine" / "recipe.json").write_text("{}")
+
+
 # ---- recipes
 
 

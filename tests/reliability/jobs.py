@@ -84,6 +84,14 @@ def slow_saves(run: str, seconds: float) -> int:
     return command(["resume", run])
 
 
+def limited(arguments: list[str], file_bytes: int) -> int:
+    """A command whose files may not grow beyond `file_bytes`."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
+    return command(arguments)
+
+
 def slow_tokenizer(arguments: list[str], seconds: float) -> int:
     """A command whose tokenizer takes longer to learn; says when it begins."""
     learn = pretrain.learn_tokenizer

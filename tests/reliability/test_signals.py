@@ -27,20 +27,20 @@ def _recipe(text: Path) -> dict:
     return pretrain_recipe(text, 300, save_seconds=600.0)
 
 
-def _wait_for_steps(run: Path, process: subprocess.Popen) -> None:
-    while not read_jsonl(run / "metrics.jsonl"):
+def _wait_for_steps(run: Path, process: subprocess.Popen, steps: int) -> None:
+    while len(read_jsonl(run / "metrics.jsonl")) < steps:
         assert process.poll() is None, process.stderr.read()
         time.sleep(2e-3)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code", "steps"), [(signal.SIGTERM, 143, 60), (signal.SIGINT, 130, 1)])
 def test_a_signal_saves_exits_with_its_code_and_resume_completes(
-    trainers: Trainers, whole: Path, place: Path, text: Path, number: int, code: int
+    trainers: Trainers, whole: Path, place: Path, text: Path, number: int, code: int, steps: int
 ):
     process = subprocess.Popen(
         command_line("pretrain", _recipe(text)), cwd=place, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
     )
-    _wait_for_steps(place / "run", process)
+    _wait_for_steps(place / "run", process, steps)
     start = time.monotonic()
     process.send_signal(number)
     said = process.communicate(timeout=60)[1]
@@ -48,7 +48,7 @@ def test_a_signal_saves_exits_with_its_code_and_resume_completes(
     assert process.returncode == code, said
     assert seconds < SAVE_SECONDS_AT_MOST
     step = load_checkpoint(place / "run").step
-    assert 0 < step < 300
+    assert steps <= step < 300
     print(f"{signal.Signals(number).name} at step {step}: saved and gone in {seconds:.2f} s")
     assert f"stopped at step {step} of 300, saved in run" in said
     assert "continue with `fledge resume run`" in said
@@ -93,7 +93,7 @@ def test_a_second_signal_in_the_middle_of_a_save_leaves_the_checkpoint_before(
     start = time.monotonic()
     assert trainers.send(child, second)
     ended = trainers.wait(child)
-    assert ended.code == 128 + second and time.monotonic() - start < 0.5, ended.said
+    assert ended.code == 128 + second and time.monotonic() - start < 1.5, ended.said  # the save would take three
     assert load_checkpoint(place / "run").id == held.id
     trainers.run("resume", place, run="run")
     assert_same_run(whole, place / "run")
