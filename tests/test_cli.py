@@ -245,7 +245,7 @@ def test_what_to_type_after_an_interruption(tmp_path: Path, capsys: pytest.Captu
     from fledge.core.train import Interrupted
 
     def stopped() -> None:
-        raise Interrupted("stopped at step 3 of 9, saved in there", tmp_path / "mine" / "base", 15)
+        raise Interrupted("stopped at step 3 of 9", tmp_path / "mine" / "base", [15])
 
     (tmp_path / "mine").mkdir()
     for typed in (tmp_path / "mine" / "base", tmp_path / "mine"):

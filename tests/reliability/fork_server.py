@@ -115,6 +115,9 @@ def main() -> None:
     for pid in _steps:
         if not ended(pid, False):
             os.kill(pid, signal.SIGKILL)
+    for said in _said.values():
+        if os.path.exists(said):
+            os.unlink(said)
 
 
 if __name__ == "__main__":

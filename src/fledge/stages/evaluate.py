@@ -20,11 +20,14 @@ _BOOTSTRAP = 1000
 
 
 @torch.no_grad()
-def bits_per_byte(opened: Parent, texts: Sequence[str]) -> float:
+def bits_per_byte(opened: Parent, texts: Sequence[str]) -> float | None:
     """Bits the model needs per UTF-8 byte of `texts` (lower is better; comparable across tokenizers).
 
     Each text is read in windows of the model's context, every token but <bos> predicted once, the end included.
+    None where no text was held out.
     """
+    if not texts:
+        return None
     tokenizer, length = opened.tokenizer, opened.model.config.context_tokens
     windows = []
     for body in tokenizer.encode_batch(texts):

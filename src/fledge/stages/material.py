@@ -47,14 +47,16 @@ def prepare(recipe, out: Path, tokens: int | None) -> Material:
     return _yours(recipe, out, tokens) if recipe.text else _world(recipe, out, tokens)
 
 
-def _settings(recipe, out: Path, *, text, chats, pairs, model: Shape, tokens, vocab_size, control, epochs, dpo) -> dict:
+def _settings(
+    recipe, out: Path, *, text, chats, pairs, model: Shape, tokens, vocab_size, heldout_every, control, epochs, dpo
+) -> dict:  # fmt: skip
     """The stages' recipes; learning rates, epochs and DPO's beta tuned here on the world of seed 0."""
     seed = recipe.seed
     reading = {"encoding": recipe.encoding, "skip_bad": recipe.skip_bad}
     made = {
         "pretrain": PretrainRecipe(
             out=str(out / "base"), text=text, vocab_size=vocab_size, tokens=tokens, model=model, **reading,
-            heldout_every=100, train=TrainConfig(lr=4e-3, optimizer="muon", batch_tokens=4096, seed=seed),
+            heldout_every=heldout_every, train=TrainConfig(lr=4e-3, optimizer="muon", batch_tokens=4096, seed=seed),
         ),
         "sft": None, "control": None, "reward": None, "dpo": None,
     }  # fmt: skip
@@ -97,7 +99,7 @@ def _world(recipe, out: Path, tokens: int | None) -> Material:
     vocab_size, tokens = 1536, tokens or (1_800_000 if recipe.quick else 12_000_000)
     model = Shape(size=recipe.size or "pocket", context_tokens=recipe.context_tokens or 128)
     stages = _settings(
-        recipe, out, text=[str(folder / "documents.jsonl")], chats=[str(folder / "chats.jsonl")],
+        recipe, out, heldout_every=100, text=[str(folder / "documents.jsonl")], chats=[str(folder / "chats.jsonl")],
         pairs=[str(folder / "pairs.jsonl")], model=model, tokens=tokens, vocab_size=vocab_size, control=True,
         epochs={"sft": 6.0, "reward": 3.0, "dpo": 3.0}, dpo={"lr": 7e-5, "beta": 0.1, "nll_weight": 0.5},
     )  # fmt: skip
@@ -185,7 +187,7 @@ def _yours(recipe, out: Path, tokens: int | None) -> Material:
     vocab_size, context = 4096, recipe.context_tokens or 256
     model = Shape(size=recipe.size or "pocket", context_tokens=context)
     stages = _settings(
-        recipe, out, text=recipe.text, chats=chats, pairs=pairs, model=model, tokens=tokens, vocab_size=vocab_size,
+        recipe, out, heldout_every=20, text=recipe.text, chats=chats, pairs=pairs, model=model, tokens=tokens, vocab_size=vocab_size,
         control=False, epochs={"sft": 2.0, "reward": 2.0, "dpo": 1.0},
         dpo={"lr": 7e-5, "beta": 0.1, "nll_weight": 0.5},
     )  # fmt: skip
@@ -266,6 +268,11 @@ def _score_yours(opened, result, base: Path, chats: Path, pairs: Path, seed: int
     for name in ("base", "sft", "aligned"):
         if name in opened:
             result["stages"][name]["bits_per_byte"] = evaluate.bits_per_byte(opened[name], texts)
+    for kind in ("chats", "pairs"):  # the stages read what was accepted; what was not is counted beside it
+        if (counts := base.parent / "data" / kind / "rejects.json").exists():
+            result["data"]["rejected"][kind] = msgspec.json.decode(counts.read_bytes())
+    if not texts:
+        result["data"]["notes"].append("fewer than 20 documents: none was held out to measure bits per byte")
     if "sft" not in opened:
         prompts = [_example(i, "en", (Message("user", t[:60]),)) for i, t in enumerate(texts[:8])]
         result["samples"] = _samples(prompts, opened, seed)
