@@ -42,7 +42,7 @@ class JourneyRecipe(Settings, frozen=True, kw_only=True):
     "Tokens to pretrain on, such as 5M; None is fixed for the world and proposed for your text."
     context_tokens: int | None = None
     "Longest sequence; None takes 128 for the world and 256 for your text."
-    minutes: float = 12.0
+    minutes: float = 10.0
     "Time the proposal for your own text aims at, in minutes."
     quick: bool = False
     "A smaller world and shorter stages: under two minutes."
