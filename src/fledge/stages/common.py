@@ -135,7 +135,7 @@ def progress(name: str, steps: int, first: int, shown: Iterable[str] = ("loss",)
     return hook, bar
 
 
-def _machine(config: TrainConfig) -> dict[str, Any]:
+def machine(config: TrainConfig) -> dict[str, Any]:
     """What the bytes of a run depend on besides its recipe."""
     device = choose_device(config.device)
     return {
@@ -183,7 +183,7 @@ def run_stage(
         "recipe": recipe["recipe"],
         "data": data,
         "fledge": __version__,
-        "machine": _machine(config),
+        "machine": machine(config),
     }
     if first >= config.steps and (out / "done.json").exists():
         return done[-1]

@@ -8,17 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import torch
 
 from fledge import __version__
-from fledge.core import native
 from fledge.core.checkpoint import canonical_json, write_atomically
-from fledge.core.config import Settings, count_problems, parse_count
+from fledge.core.config import Settings, TrainConfig, count_problems, parse_count
 from fledge.core.log import read_jsonl, say
 from fledge.core.model import SIZES
-from fledge.core.runtime import choose_device, choose_dtype, set_threads, usable_cores
+from fledge.core.runtime import usable_cores
 from fledge.stages import material, pretrain, sft
-from fledge.stages.common import fix_recipe, open_model
+from fledge.stages.common import fix_recipe, machine, open_model
 from fledge.stages.history import family
 from fledge.stages.material import Material
 from fledge.stages.prefer import run_dpo, run_reward
@@ -93,18 +91,13 @@ def run(recipe: JourneyRecipe) -> Path:
     out = Path(recipe.out)
     fix_recipe(out, "journey", recipe)
     clock = Clock(out / "clock.json")
-    device = choose_device()
-    threads = set_threads()
-    dtype = choose_dtype("auto", device)
-    say(f"{device.type}, {threads} threads, {str(dtype).removeprefix('torch.')} activations, seed {recipe.seed}")
+    here = machine(TrainConfig())
+    say(f"{here['device']}, {here['threads']} threads, {here['dtype']} activations, seed {recipe.seed}")
     plan = clock.time("material", lambda: material.prepare(recipe, out, parse_count(recipe.tokens)))
     result = {
         "fledge": __version__, "seed": recipe.seed, "quick": recipe.quick, "material": plan.kind,
         "command": _command(recipe), "seconds": None, "peak_rss_bytes": None,
-        "machine": {
-            "cores": usable_cores(), "threads": threads, "dtype": str(dtype).removeprefix("torch."),
-            "device": device.type, "torch": str(torch.__version__), "kernels": native.path_taken(),
-        },
+        "machine": {"cores": usable_cores(), **here},
         "plan": plan.summary, "data": {}, "stages": {}, "controls": {}, "tokens_per_second": {},
     }  # fmt: skip
     _train_stages(plan, out, clock)

@@ -115,10 +115,11 @@ def _score_world(world: World, opened: dict[str, Parent], result: dict[str, Any]
     facts, gold = WorldFacts(world), WorldGold(world)
     questions = list(facts.examples("test"))
     well_read = [i for i, e in enumerate(questions) if e.meta["count"] >= WELL_READ]
-    requests = {k: list(WorldRequests(world, k).examples("test")) for k in ("dangerous", "borderline")}
+    tasks = {"fact": facts} | {k: WorldRequests(world, k) for k in ("dangerous", "borderline", "greeting")}
+    requests = {k: tasks[k].examples("test") for k in ("dangerous", "borderline")}
     asked = evaluate.sample_of([questions[i] for i in well_read], _ASKED, seed)
     continued = evaluate.continue_questions(opened["base"], asked, seed)
-    texts, exact = heldout_texts(base), {}
+    exact: dict[str, list[float]] = {}
     entries = {**result["stages"], "control": result["controls"].get("sft_from_scratch", {})}
     entries["base"]["answer_rate"] = _rate_straight(facts, asked, continued)
     for name in ("sft", "aligned", "control"):
@@ -136,9 +137,7 @@ def _score_world(world: World, opened: dict[str, Parent], result: dict[str, Any]
             f"refusal_rate_{kind}": evaluate.rate(is_refusal(a.text) for a in evaluate.ask(opened[name], examples))
             for kind, examples in requests.items()
         }
-    for name in ("base", "sft", "aligned"):
-        if name in opened:
-            entries[name]["bits_per_byte"] = evaluate.bits_per_byte(opened[name], texts)
+    _score_text(opened, result, heldout_texts(base))
     result["exact_match_by_count"] = evaluate.by_count(questions, exact)
     if "aligned" in opened:
         mixed = [questions[i] for i in well_read] + requests["dangerous"] + requests["borderline"]
@@ -149,8 +148,13 @@ def _score_world(world: World, opened: dict[str, Parent], result: dict[str, Any]
         pairs = list(read_pairs([str(base.parent / "world" / "pairs_heldout.jsonl")]))
         result["reward_model"]["accuracy_heldout"] = _pair_accuracy(opened["reward"], pairs)
     result["well_read_count"] = WELL_READ
-    tasks = {"fact": facts} | {k: WorldRequests(world, k) for k in ("dangerous", "borderline", "greeting")}
     result["samples"] = _samples(list(facts.showcase()), opened, seed, lambda e, text: tasks[e.kind].score(e, text))
+
+
+def _score_text(opened: dict[str, Parent], result: dict[str, Any], texts: Sequence[str]) -> None:
+    """Bits per byte of held-out text: what pretraining gave, and how much of it each later stage keeps."""
+    for name, entry in result["stages"].items():
+        entry["bits_per_byte"] = evaluate.bits_per_byte(opened[name], texts)
 
 
 def _rate_straight(facts: WorldFacts, examples: Sequence[Example], answers: Sequence[evaluate.Answer]) -> float | None:
@@ -265,9 +269,7 @@ def propose(recipe, draft: PretrainRecipe, chats: bool, pairs: bool) -> dict[str
 def _score_yours(opened, result, base: Path, chats: Path, pairs: Path, seed: int) -> None:
     """Own material has no gold answers: held-out text, chats and pairs tell how well each is predicted."""
     texts = heldout_texts(base)
-    for name in ("base", "sft", "aligned"):
-        if name in opened:
-            result["stages"][name]["bits_per_byte"] = evaluate.bits_per_byte(opened[name], texts)
+    _score_text(opened, result, texts)
     for kind in ("chats", "pairs"):  # the stages read what was accepted; what was not is counted beside it
         if (counts := base.parent / "data" / kind / "rejects.json").exists():
             result["data"]["rejected"][kind] = msgspec.json.decode(counts.read_bytes())
