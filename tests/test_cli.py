@@ -254,6 +254,37 @@ def test_what_to_type_after_an_interruption(tmp_path: Path, capsys: pytest.Captu
         (tmp_path / "mine" / "recipe.json").write_text("{}")
 
 
+# ---- other names of a setting
+
+
+def test_from_and_votes_are_other_names_of_parent_and_pairs(models: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(models)
+    rows = [{"prompt": f"who is {n}", "chosen": f"{n} is here.", "rejected": "no"} for n in ("ada", "bo", "cy")]
+    votes = str(write_rows(tmp_path / "votes.jsonl", rows))
+    for verb, field in (("dpo", "pairs"), ("reward", "pairs"), ("kto", "votes")):
+        out = str(tmp_path / verb)
+        assert main([verb, "--votes", votes, "--from", "runs/sft", "--out", out, "--train.steps", "1"]) == 0
+        recipe = load_checkpoint(out).card["recipe"]
+        assert (recipe["parent"], recipe[field]) == ("runs/sft", [votes])
+    assert main(["kto", "--votes", votes, "--votes", votes, "--parent=runs/sft", "--out", str(tmp_path / "two")]) == 0
+    assert load_checkpoint(tmp_path / "two").card["recipe"]["votes"] == [votes, votes]
+
+
+def test_an_alias_serves_only_verbs_that_have_its_field(tmp_path: Path, capsys: pytest.CaptureFixture):
+    told = refusal(["world", "--out", str(tmp_path / "run"), "--from", "y"], capsys)
+    assert "from: unknown key" in told and "parent" not in told
+    assert "votes: unknown key" in refusal(["sft", "--out", "run", "--from", "x", "--chats", "y", "--votes", "z"], capsys)
+    assert "pairs: unknown key" in refusal(["kto", "--out", "run", "--from", "x", "--votes", "y", "--pairs", "z"], capsys)
+    said = refusal(["dpo", "--out", "run", "--from", "a", "--parent", "b", "--votes", "y"], capsys)
+    assert "--from and --parent are one setting: give it once" in said
+    assert main(["dpo", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"^  --parent .* Or --from\.", shown, re.MULTILINE)
+    assert re.search(r"^  --pairs .* Or --votes\.", shown, re.MULTILINE)
+    assert main(["kto", "--help"]) == 0
+    assert "Or --votes" not in capsys.readouterr().out
+
+
 # ---- recipes
 
 

@@ -11,7 +11,7 @@ from fledge import cli
 from fledge.core.config import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
-KINDS = {"pretrain": "PretrainRecipe", "sft": "SftRecipe", "reward": "RewardRecipe", "dpo": "DpoRecipe"}
+KINDS = {"pretrain": "PretrainRecipe", "sft": "SftRecipe", "reward": "RewardRecipe", "dpo": "DpoRecipe", "kto": "KtoRecipe"}
 
 
 def commands(name: str) -> list[list[str]]:

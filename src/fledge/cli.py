@@ -19,17 +19,33 @@ TABLE = {
     "journey": Verb("stages.journey", "JourneyRecipe", "run", (), "raise a model through every stage"),
     "chat": Verb("serve.terminal", "ChatOptions", "run", ("run",), "talk with the newest model of a run"),
     "world": Verb("world.command", "WorldOptions", "run", ("out",), "write the embedded corpus to look at"),
+    "task": Verb("tasks.command", "TaskOptions", "run", ("name",), "write what a model needs to learn a task"),
     "pretrain": Verb("stages.pretrain", "PretrainRecipe", "run", ("recipe",), "stage 1: a base model from text"),
     "sft": Verb("stages.sft", "SftRecipe", "run", ("recipe",), "stage 2: teach it to answer, from conversations"),
     "reward": Verb("stages.prefer", "RewardRecipe", "run_reward", ("recipe",), "stage 3: a reward model from pairs"),
     "dpo": Verb(
         "stages.prefer", "DpoRecipe", "run_dpo", ("recipe",), "stage 3: prefer chosen answers, without a reward model"
     ),
-    "resume": Verb("stages.history", "ResumeOptions", "resume", ("run",), "continue whatever was interrupted"),
+    "kto": Verb("stages.prefer", "KtoRecipe", "run_kto", ("recipe",), "stage 3: learn from single votes, liked or not"),
+    "reinforce": Verb(
+        "stages.reinforce", "ReinforceRecipe", "run", ("recipe",), "stage 3: improve a model by its own scored answers"
+    ),
+    "best-of-n": Verb(
+        "stages.best_of_n", "BestOfNOptions", "run", (), "sample n answers to each prompt, keep the best by a reward"
+    ),
+    "overoptimise": Verb(
+        "labs.overoptimise", "OveroptimiseOptions", "run", (), "experiment: proxy and gold reward against KL"
+    ),
+    "methods": Verb("labs.methods", "MethodsOptions", "run", (), "experiment: five policy-gradient methods compared"),
+    "mixtures": Verb("labs.mixtures", "MixturesOptions", "run", (), "experiment: helpful against safe, two reward models"),
+    "resume": Verb("resume", "ResumeOptions", "resume", ("run",), "continue whatever was interrupted"),
     "runs": Verb("stages.history", "RunsOptions", "runs", ("folder",), "all runs in a folder, with where they stand"),
     "lineage": Verb("stages.history", "LineageOptions", "lineage", ("run",), "the family tree of a run's models"),
     "show": Verb("stages.show", "ShowOptions", "run", ("chats",), "coloured view: which tokens of a chat are trained"),
 }
+
+# Another name of a field on the command line, for verbs that have the field and no field of the alias's own name.
+ALIASES = {"from": "parent", "votes": "pairs"}
 
 
 def usage() -> str:
@@ -39,7 +55,8 @@ def usage() -> str:
         "usage: fledge VERB [options]",
         "",
     ]
-    lines += [f"  {name:<10} {verb.help}" for name, verb in TABLE.items()]
+    width = max(map(len, TABLE))
+    lines += [f"  {name:<{width}}  {verb.help}" for name, verb in TABLE.items()]
     lines += ["", "`fledge VERB --help` lists a verb's options. First steps: `fledge journey --quick --out runs/first`"]
     return "\n".join(lines)
 
@@ -49,10 +66,28 @@ def verb_usage(name: str, verb: Verb, kind: type) -> str:
 
     named = " ".join("[RECIPE.toml]" if p == "recipe" else p.upper() for p in verb.positional)
     rows = describe(kind)
+    names = {field: alias for alias, field in _aliases({flag[2:] for flag, _, _ in rows}).items()}
+    rows = [(f, value, f"{doc} Or --{names[f[2:]]}." if f[2:] in names else doc) for f, value, doc in rows]
     width = max(len(flag) for flag, _, _ in rows)
     lines = [f"usage: fledge {name} {named} [options]".replace("  ", " "), "", (kind.__doc__ or "").split("\n")[0], ""]
     lines += [f"  {flag:<{width}}  {doc} [{default}]" for flag, default, doc in rows]
     return "\n".join(lines)
+
+
+def _aliases(fields: set[str]) -> dict[str, str]:
+    """The aliases that serve a verb with these fields."""
+    return {alias: field for alias, field in ALIASES.items() if field in fields and alias not in fields}
+
+
+def _renamed(kind: type, given: dict) -> dict:
+    """`given` with aliases under the names of their fields."""
+    from msgspec.structs import fields
+
+    serving = _aliases({f.name for f in fields(kind)})
+    for alias in serving.keys() & given:
+        if serving[alias] in given:
+            raise ValueError(f"--{alias} and --{serving[alias]} are one setting: give it once")
+    return {serving.get(name, name): value for name, value in given.items()}
 
 
 def parse(verb: Verb, kind: type, arguments: list[str]):
@@ -66,7 +101,7 @@ def parse(verb: Verb, kind: type, arguments: list[str]):
         raise ValueError(f"{words[len(verb.positional)]!r}: unexpected; options are written --name value")
     given = dict(zip(verb.positional, words, strict=False))
     recipe = given.pop("recipe", None)
-    return load_recipe(kind, recipe, merge(given, parse_overrides(arguments)))
+    return load_recipe(kind, recipe, merge(given, _renamed(kind, parse_overrides(arguments))))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -104,7 +139,8 @@ def _guarded(work) -> int:
     try:
         work()
     except Interrupted as stop:
-        whole = stop.run.parent if (stop.run.parent / "recipe.json").exists() else stop.run  # a journey's stage
+        above = [p for p in stop.run.parents if (p / "recipe.json").exists()]  # a journey or an experiment of runs
+        whole = above[-1] if above else stop.run
         print(f"{stop}; continue with `fledge resume {whole}`", file=sys.stderr)
         return stop.exit_code
     except KeyboardInterrupt:

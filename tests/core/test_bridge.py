@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fledge.core.batch import Batch
 from fledge.core.model import Output, Transformer
-from fledge.core.objectives import dpo, reward_pairs, weighted_nll
+from fledge.core.objectives import dpo, kto, reward_pairs, weighted_nll
 from fledge.core.train import _accumulate
 
 V, ROWS, LENGTH = 300, 8, 12
@@ -80,6 +80,18 @@ def test_dpo_away_from_its_reference_is_weighted_nll_with_a_bounded_credit(path,
     assert_same(found, expected)
 
 
+def test_kto_at_its_reference_is_weighted_nll_with_credit_a_quarter_of_beta(path, model):
+    """r = z0 = 0, where the sigmoid has slope 1/4: +beta/4 of its weight on a liked answer, -beta/4 on a disliked one."""
+    batch, beta = make_batch(units=float(ROWS)), 0.5
+    liked = torch.arange(ROWS) % 3 == 0
+    votes = dataclasses.replace(batch, ref_logp=scored(model, batch), liked=liked, kto_kl=torch.zeros(ROWS))
+    credit = torch.where(liked, 1.5 * beta / 4, -0.5 * beta / 4)[:, None].expand(-1, LENGTH).contiguous()
+    found, figures = gradient_of(model, kto(beta=beta, desirable_weight=1.5, undesirable_weight=0.5), votes)
+    expected, _ = gradient_of(model, weighted_nll, dataclasses.replace(batch, advantage=credit))
+    assert_same(found, expected)
+    assert figures["loss"] == pytest.approx((3 * 1.5 + 5 * 0.5) / 2 / ROWS, abs=1e-6)
+
+
 def clipped_surrogate(output: Output, batch: Batch, epsilon: float = 0.2) -> tuple[Tensor, dict[str, Tensor]]:
     """Schulman et al. 2017, eq. 7, as a sum."""
     ratio = (output.logp - batch.old_logp).exp()
@@ -131,6 +143,21 @@ def cases() -> dict:
         "reward": (
             reward_pairs,
             make_batch(weight=end, units=ROWS / 2, rows_per_unit=2, margin=torch.rand(ROWS // 2).repeat_interleave(2)),
+        ),
+        "ipo with ties": (
+            dpo(loss="ipo", beta=0.4),
+            make_batch(
+                ref_logp=reference,
+                units=ROWS / 2,
+                rows_per_unit=2,
+                win=torch.tensor([1.0, 0.5, 0.5, 1.0]).repeat_interleave(2),
+            ),
+        ),
+        "kto": (
+            kto(beta=0.4, undesirable_weight=1.5),
+            make_batch(
+                ref_logp=reference, units=float(ROWS), liked=torch.arange(ROWS) % 3 > 0, kto_kl=torch.full((ROWS,), 0.3)
+            ),
         ),
     }
 

@@ -62,12 +62,31 @@ def test_select_logp_agrees_with_autograd_across_chunks(path, precision, kept, m
     hidden, weight = draw(rows, width, dtype=dtype), draw(vocab, width, seed=1, scale=0.4)
     targets = torch.randint(vocab, (rows,), generator=torch.Generator().manual_seed(2))
     logp, entropy = select_logp(hidden, weight, targets, want_entropy=True)
-    assert logp.dtype == entropy.dtype == torch.float32 and not entropy.requires_grad
+    assert logp.dtype == entropy.dtype == torch.float32
 
     exact_hidden, exact_weight = exact(hidden, weight.to(dtype))
     expected, expected_entropy = plain_logp(exact_hidden, exact_weight, targets)
     assert_close([logp, entropy], [expected, expected_entropy], tolerance)
     assert_close(gradients([logp], [hidden, weight]), gradients([expected], [exact_hidden, exact_weight]), tolerance)
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("used", ["entropy", "both"])
+def test_the_entropys_gradient_agrees_with_autograd(path, precision, kept, used, monkeypatch):
+    dtype, tolerance = precision
+    if not kept:
+        monkeypatch.setattr(kernels, "_KEPT_BYTES", 0)
+    rows = kernels._CHUNK_ROWS + 5
+    hidden, weight = draw(rows, 24, dtype=dtype), draw(31, 24, seed=1, scale=0.4)
+    targets = torch.randint(31, (rows,), generator=torch.Generator().manual_seed(2))
+    logp, entropy = select_logp(hidden, weight, targets, want_entropy=True)
+    exact_hidden, exact_weight = exact(hidden, weight.to(dtype))
+    expected, expected_entropy = plain_logp(exact_hidden, exact_weight, targets)
+    per_row = torch.linspace(-1, 2, rows)
+    ours, theirs = per_row * entropy, per_row * expected_entropy
+    if used == "both":
+        ours, theirs = ours + logp, theirs + expected
+    assert_close(gradients([ours], [hidden, weight]), gradients([theirs], [exact_hidden, exact_weight]), tolerance)
 
 
 def test_a_large_vocabulary_keeps_no_probabilities(path, monkeypatch):

@@ -160,8 +160,8 @@ def test_only_weighted_positions_are_scored_and_the_rest_is_zero(path, make_mode
     weight = torch.zeros(3, 9)
     weight[0, 2], weight[2, 5:] = 1.0, 0.5
     with torch.no_grad():
-        full = model(batch_of(tokens), want_entropy=True)
-        some = model(batch_of(tokens, weight=weight), want_entropy=True)
+        full = model(batch_of(tokens, want_entropy=True))
+        some = model(batch_of(tokens, weight=weight, want_entropy=True))
     for part, whole in ((some.logp, full.logp), (some.entropy, full.entropy)):
         assert torch.allclose(part, whole * (weight > 0), atol=1e-5)
     expected = torch.log_softmax(model.logits(model.hidden(tokens)), -1)

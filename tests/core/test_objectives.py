@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fledge.core.batch import Batch
 from fledge.core.model import Output
-from fledge.core.objectives import classify, dpo, reward_pairs, weighted_nll
+from fledge.core.objectives import classify, dpo, kto, reward_pairs, weighted_nll
 
 B, T = 6, 5
 
@@ -32,6 +32,11 @@ def output(logp: Tensor | None = None, value: Tensor | None = None, classes: Ten
 LOGP = -numbers(B, T, seed=3).abs()
 REFERENCE = LOGP + 0.3 * numbers(B, T, seed=4)
 MARGIN = numbers(B // 2, seed=5).abs().repeat_interleave(2)
+TIES = torch.tensor([1.0, 0.5, 1.0]).double().repeat_interleave(2)
+VOTES = {
+    "ref_logp": REFERENCE, "liked": torch.tensor([True, False, False, True, True, False]),
+    "kto_kl": torch.full((B,), 0.2).double(),
+}  # fmt: skip
 ONE_PLACE = torch.nn.functional.one_hot(torch.tensor([4, 1, 2, 0, 3, 3]), T).double()  # a reward is read in one place
 CASES: dict[str, tuple[Callable[[Tensor], Output], Tensor, Callable, Batch]] = {
     "imitate": (lambda x: output(logp=x), LOGP, weighted_nll, batch()),
@@ -43,6 +48,17 @@ CASES: dict[str, tuple[Callable[[Tensor], Output], Tensor, Callable, Batch]] = {
     "dpo": (lambda x: output(logp=x), LOGP, dpo(beta=0.7), batch(ref_logp=REFERENCE)),
     "dpo smoothed": (lambda x: output(logp=x), LOGP, dpo(beta=0.7, label_smoothing=0.2), batch(ref_logp=REFERENCE)),
     "dpo with nll": (lambda x: output(logp=x), LOGP, dpo(beta=0.7, nll_weight=0.4), batch(ref_logp=REFERENCE)),
+    "reward with ties": (
+        lambda x: output(value=x), numbers(B, T, seed=7), reward_pairs, batch(weight=ONE_PLACE, margin=MARGIN, win=TIES)
+    ),
+    "dpo with ties": (
+        lambda x: output(logp=x), LOGP, dpo(beta=0.7, label_smoothing=0.1, nll_weight=0.4), batch(ref_logp=REFERENCE, win=TIES)
+    ),
+    "ipo": (lambda x: output(logp=x), LOGP, dpo(loss="ipo", beta=0.7), batch(ref_logp=REFERENCE)),
+    "ipo with ties": (
+        lambda x: output(logp=x), LOGP, dpo(loss="ipo", beta=0.7, label_smoothing=0.1), batch(ref_logp=REFERENCE, win=TIES)
+    ),
+    "kto": (lambda x: output(logp=x), LOGP, kto(beta=0.9, desirable_weight=1.5), batch(**VOTES)),
     "classify": (
         lambda x: output(classes=x), numbers(B, T, 3, seed=8), classify,
         batch(weight=ONE_PLACE, label=torch.tensor([0, 2, 1, 1, 0, 2])),
@@ -130,9 +146,50 @@ def test_smoothing_pulls_a_gap_that_is_too_sure_back():
     assert gradient[0.0] < 0 < gradient[0.1]
 
 
+def two_rows(chosen: float, rejected: float, **columns) -> tuple[Output, Batch]:
+    """A pair of two-token answers whose summed log pi/pi_ref are the given ones."""
+    logp = torch.tensor([[chosen - 1.0, 0.0], [0.0, rejected - 1.0]]).double()
+    reference = torch.tensor([[-1.0, 0.0], [0.0, -1.0]]).double()
+    return Output(logp, None, None), batch(weight=torch.ones(2, 2).double(), ref_logp=reference, **columns)
+
+
+def test_a_tie_is_half_a_vote_each_way():
+    """The mean of the pair's loss and of the swapped pair's, least where both answers stand alike."""
+    half = {"win": torch.tensor([0.5, 0.5]).double()}
+    for objective in (dpo(beta=0.3), dpo(beta=0.3, label_smoothing=0.2, nll_weight=0.1), dpo(loss="ipo", beta=0.3)):
+        tie, there, back = (
+            objective(*two_rows(*shifts, **columns))[0].item()
+            for shifts, columns in (((2.0, -1.0), half), ((2.0, -1.0), {}), ((-1.0, 2.0), {}))
+        )
+        assert tie == pytest.approx((there + back) / 2, rel=1e-12)
+        assert objective(*two_rows(0.5, 0.5, **half))[0].item() < tie
+    assert dpo(beta=0.3)(*two_rows(0.5, 0.5, **half))[0].item() == pytest.approx(math.log(2), rel=1e-15)
+
+
+def test_a_tie_counts_half_in_the_accuracy_wherever_it_stands():
+    for shifts in ((2.0, -1.0), (-1.0, 2.0), (0.0, 0.0)):
+        _, metrics = dpo()(*two_rows(*shifts, win=torch.tensor([0.5, 0.5]).double()))
+        assert metrics["accuracy"].item() == 0.5
+    assert dpo()(*two_rows(2.0, -1.0))[1]["accuracy"].item() == 1.0
+
+
+def test_ipo_by_hand_and_where_it_stops():
+    """(h - 1/(2 beta))^2 with h per token: here (2.0 / 2) - (-1.0 / 2) = 1.5."""
+    ipo = dpo(loss="ipo", beta=0.25)
+    assert ipo(*two_rows(2.0, -1.0))[0].item() == pytest.approx((1.5 - 2.0) ** 2, rel=1e-12)
+    assert ipo(*two_rows(4.0, 0.0))[0].item() == 0.0  # the gap asked for
+    smoothed = dpo(loss="ipo", beta=0.25, label_smoothing=0.1)
+    assert smoothed(*two_rows(2.0, -1.0))[0].item() == pytest.approx(0.9 * 0.5**2 + 0.1 * 3.5**2, rel=1e-12)
+    # flipped labels move the least to (2w - 1)/(2 beta) = 0.8 * 2
+    losses = [smoothed(*two_rows(2 * h, 0.0))[0].item() for h in (1.5, 1.6, 1.7)]
+    assert losses[1] < min(losses[0], losses[2])
+    assert losses[1] == pytest.approx(2.0**2 - 1.6**2, rel=1e-12)  # the constant: (1/(2 beta))^2 (1 - (2w - 1)^2)
+
+
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
+        ({"loss": "hinge"}, "loss = 'hinge': must be sigmoid or ipo"),
         ({"beta": 0.0}, "beta"),
         ({"beta": float("nan")}, "beta"),
         ({"label_smoothing": 0.5}, "label_smoothing"),
@@ -151,7 +208,69 @@ def test_dpo_tells_all_broken_settings_at_once():
         dpo(beta=-1, label_smoothing=2, nll_weight=-3)
 
 
+# -------------------------------------------------------------------------------------------------------------- kto
+
+
+@pytest.mark.parametrize("beta", [0.1, 3.0])
+def test_kto_at_its_reference_is_half_of_each_weight(beta):
+    """r = z0 = 0: 1 - sigmoid(0) = 1/2 for every row."""
+    data = batch(**VOTES | {"ref_logp": LOGP, "kto_kl": torch.zeros(B).double()})
+    loss, metrics = kto(beta=beta, desirable_weight=1.25, undesirable_weight=3.0)(output(logp=LOGP), data)
+    assert loss.item() == 3 * 1.25 / 2 + 3 * 3.0 / 2
+    assert {k: v.item() for k, v in metrics.items()} == {
+        "accuracy": 0.0, "liked": 3.0, "liked_reward": 0.0, "disliked_reward": 0.0, "kl": 0.0
+    }  # fmt: skip
+
+
+def test_kto_by_hand():
+    liked, disliked = 2.0, -1.0
+    output, data = two_rows(liked, disliked, liked=torch.tensor([True, False]), kto_kl=torch.full((2,), 0.7, dtype=torch.float64))
+
+    def sigmoid(x: float) -> float:
+        return 1 / (1 + math.exp(-x))
+
+    wanted = 1.5 * (1 - sigmoid(0.3 * (liked - 0.7))) + 2.0 * (1 - sigmoid(0.3 * (0.7 - disliked)))
+    loss, metrics = kto(beta=0.3, desirable_weight=1.5, undesirable_weight=2.0)(output, data)
+    assert loss.item() == pytest.approx(wanted, rel=1e-12)
+    assert {k: v.item() for k, v in metrics.items()} == pytest.approx(
+        {"accuracy": 2.0, "liked": 1.0, "liked_reward": 0.6, "disliked_reward": -0.3, "kl": 1.4}
+    )
+
+
+def test_no_gradient_goes_through_the_reference_point():
+    kl = torch.full((B,), 0.2, dtype=torch.float64, requires_grad=True)
+    x = LOGP.clone().requires_grad_()
+    loss, _ = kto()(output(logp=x), batch(**VOTES | {"kto_kl": kl}))
+    loss.backward()
+    assert kl.grad is None and x.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("column", ["ref_logp", "liked", "kto_kl"])
+def test_kto_names_a_missing_column(column):
+    with pytest.raises(ValueError, match=rf"kto needs batch\.{column}: take batches from ThumbSource"):
+        kto()(output(logp=LOGP), batch(**VOTES | {column: None}))
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["beta", "desirable_weight", "undesirable_weight"])
+def test_kto_refuses_settings_that_cannot_work(name, value):
+    with pytest.raises(ValueError, match=f"^{name} = {value}: must be finite and > 0$"):
+        kto(**{name: value})
+
+
 # ------------------------------------------------------------------------------------------ reward model, classes
+
+
+def test_a_tie_of_rewards_is_half_a_vote_each_way_and_its_margin_is_ignored():
+    """Soft-label Bradley-Terry: -(log sigmoid(gap) + log sigmoid(-gap)) / 2."""
+    weight = torch.tensor([[0.0, 1.0], [1.0, 0.0]]).double()
+    value = torch.tensor([[7.0, 2.0], [0.5, 9.0]]).double()  # read: 2.0 and 0.5
+    tie = torch.tensor([0.5, 0.5]).double()
+    wanted = (math.log1p(math.exp(-1.5)) + math.log1p(math.exp(1.5))) / 2
+    for margin in (None, torch.tensor([2.0, 2.0]).double()):
+        loss, metrics = reward_pairs(output(value=value), batch(weight=weight, win=tie, margin=margin))
+        assert loss.item() == pytest.approx(wanted, rel=1e-12)
+        assert metrics["accuracy"].item() == 0.5
 
 
 def test_reward_pairs_by_hand_and_a_margin_asks_for_more():

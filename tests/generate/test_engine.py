@@ -105,7 +105,7 @@ def test_batched_and_single_greedy_agree(path, make_model, shape):
         assert a.logp == pytest.approx(b.logp, abs=1e-4)
 
 
-def test_greedy_takes_the_most_likely_token_and_reports_its_plain_logp(make_model):
+def test_greedy_takes_the_most_likely_token_and_reports_its_plain_logp(path, make_model):
     model, (asked,) = make_model(spread=0.15), prompts(6)
     (done,) = Engine(model, [NEVER]).generate([asked], GREEDY)
     for step, (token, logp) in enumerate(zip(done.tokens, done.logp, strict=True)):
@@ -127,7 +127,7 @@ def test_the_engine_reads_the_weights_as_they_are_now(make_model):
 # ------------------------------------------------------------------------------------------------- sampling
 
 
-def test_each_row_draws_from_its_own_stream_whatever_is_in_the_batch(make_model):
+def test_each_row_draws_from_its_own_stream_whatever_is_in_the_batch(path, make_model):
     model, asked = make_model(spread=0.1), prompts(5, 3, 3, 11, 5, 1)
     engine, sampling = Engine(model, stop_ids=range(0, V, 20)), Sampling(temperature=1.0, max_tokens=14, seed=9)
     together = engine.generate(asked, sampling)
@@ -143,7 +143,7 @@ def test_each_row_draws_from_its_own_stream_whatever_is_in_the_batch(make_model)
     assert as_tuples(other_seed) != as_tuples(together)
 
 
-def test_a_longer_answer_begins_with_the_shorter_one(make_model):
+def test_a_longer_answer_begins_with_the_shorter_one(path, make_model):
     engine = Engine(make_model(spread=0.1), [NEVER])
     short, long = (
         engine.generate(prompts(4), Sampling(temperature=1.0, max_tokens=n), rules=[ban(NEVER)])[0] for n in (5, 21)
@@ -191,7 +191,7 @@ SETTINGS = [
 
 
 @pytest.mark.parametrize("sampling", SETTINGS, ids=str)
-def test_logp_is_of_the_distribution_really_sampled_from(make_model, sampling):
+def test_logp_is_of_the_distribution_really_sampled_from(path, make_model, sampling):
     model, asked = make_model(spread=0.1), prompts(4, 8, 2)
     for prompt, c in zip(asked, Engine(model, [NEVER]).generate(asked, sampling), strict=True):
         assert len(c.tokens) == len(c.logp) == len(c.sampled) and all(c.sampled)
@@ -266,7 +266,7 @@ def force(token: int, at: int):
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_an_answer_stops_at_the_end_token_which_is_kept_and_scored(make_model, temperature):
+def test_an_answer_stops_at_the_end_token_which_is_kept_and_scored(path, make_model, temperature):
     sampling = Sampling(temperature=temperature, max_tokens=10)
     done = Engine(make_model(spread=0.1), stop_ids=[7, NEVER]).generate(
         prompts(3, 5), sampling, rules=[ban(7, NEVER), force(NEVER, at=4)]
@@ -276,7 +276,7 @@ def test_an_answer_stops_at_the_end_token_which_is_kept_and_scored(make_model, t
         assert c.finish == "stop" and c.logp[-1] == pytest.approx(0.0, abs=1e-6)
 
 
-def test_an_end_token_on_the_last_allowed_place_is_a_stop(make_model):
+def test_an_end_token_on_the_last_allowed_place_is_a_stop(path, make_model):
     engine = Engine(make_model(spread=0.1), stop_ids=[NEVER])
     rules = [ban(NEVER), force(NEVER, at=3)]
     assert engine.generate(prompts(3), Sampling(max_tokens=4), rules=rules)[0].finish == "stop"
@@ -284,7 +284,7 @@ def test_an_end_token_on_the_last_allowed_place_is_a_stop(make_model):
     assert (cut.finish, len(cut.tokens)) == ("length", 3)
 
 
-def test_answers_end_with_length_at_the_end_of_the_context(make_model):
+def test_answers_end_with_length_at_the_end_of_the_context(path, make_model):
     """Context 64: each row has the room its own prompt leaves, in one batch with others."""
     engine = Engine(make_model(spread=0.1), stop_ids=[NEVER])
     done = engine.generate(prompts(60, 63, 10, 61), Sampling(max_tokens=20), rules=[ban(NEVER)])
@@ -298,7 +298,7 @@ def test_no_prompts_no_answers(make_model):
 # ------------------------------------------------------------------------------------------------ logit rules
 
 
-def test_rules_are_applied_in_order_and_see_what_each_row_has_written(make_model):
+def test_rules_are_applied_in_order_and_see_what_each_row_has_written(path, make_model):
     model, asked, watch = make_model(spread=0.1), prompts(2, 6, 4, 3, 7, 5), Watch()
     engine = Engine(model, stop_ids=range(0, V, 15))
     done = engine.generate(asked, Sampling(temperature=1.0, max_tokens=16), rules=[watch])

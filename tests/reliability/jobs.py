@@ -9,15 +9,17 @@ from pathlib import Path
 
 import torch
 
+from fledge import resume as resuming
 from fledge.core import checkpoint
 from fledge.core.config import build
-from fledge.stages import common, history, prefer, pretrain, sft
+from fledge.stages import common, prefer, pretrain, reinforce, sft
 
 STAGES = {
     "pretrain": (pretrain.PretrainRecipe, pretrain.run),
     "sft": (sft.SftRecipe, sft.run),
     "reward": (prefer.RewardRecipe, prefer.run_reward),
     "dpo": (prefer.DpoRecipe, prefer.run_dpo),
+    "reinforce": (reinforce.ReinforceRecipe, reinforce.run),
 }
 
 
@@ -28,7 +30,7 @@ def stage(verb: str, recipe: dict, quiet: bool = True) -> None:
 
 
 def resume(run: str) -> None:
-    history.resume(history.ResumeOptions(run=run))
+    resuming.resume(resuming.ResumeOptions(run=run))
 
 
 def command(arguments: list[str]) -> int:

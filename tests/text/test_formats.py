@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fledge.text.formats import Chat, Message, Pair, read_chats, read_pairs, to_row
+from fledge.text.formats import Chat, Message, Pair, Thumb, read_chats, read_pairs, read_thumbs, to_row
 from fledge.text.readers import Rejects
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -134,16 +134,43 @@ def test_a_chat_reads_the_same_from_every_shape(tmp_path, prompt, answer):
     prompt=prompts,
     answers=st.tuples(content, content).filter(lambda pair: pair[0] != pair[1]),
     margin=st.none() | st.floats(allow_nan=False, allow_infinity=False) | st.integers(-9, 9),
+    tie=st.booleans(),
 )
-def test_a_pair_reads_the_same_from_every_shape(tmp_path, prompt, answers, margin):
-    pair = Pair(prompt, *answers, source="", margin=margin)
+def test_a_pair_reads_the_same_from_every_shape(tmp_path, prompt, answers, margin, tie):
+    pair = Pair(prompt, *answers, source="", margin=margin, tie=tie)
     rows = [to_row(pair)]
     for name, shape in PAIR_SHAPES.items():
         sides = answers if name in STRINGS_FOR_ANSWERS else [said((A, answer)) for answer in answers]
-        rows.append({**shape(prompt, *sides), "margin": margin})
+        rows.append({**shape(prompt, *sides), "margin": margin, "tie": tie})
     for found in read_pairs(write(tmp_path / "a.jsonl", rows), rejects=(rejects := Rejects())):
         assert msgspec.structs.replace(found, source="") == pair
     assert rejects.total == 0, rejects.summary()
+
+
+@in_one_folder
+@given(prompt=prompts, answer=content, liked=st.booleans())
+def test_a_vote_reads_the_same_from_every_shape(tmp_path, prompt, answer, liked):
+    """TRL's label on a prompt and completion, LLaMA-Factory's kto_tag on a chat, and either on any other chat."""
+    thumb = Thumb(prompt, answer, liked, "")
+    chat = (*prompt, Message(A, answer))
+    rows = [to_row(thumb)]
+    rows += [{**shape(chat), key: liked} for shape in CHAT_SHAPES.values() for key in ("label", "kto_tag")]
+    path = write(tmp_path / "a.jsonl", rows)
+    found = list(read_thumbs(path))
+    assert [msgspec.structs.replace(t, source="") for t in found] == [thumb] * len(rows)
+    assert [t.source for t in found] == [f"{path}:{n + 1}" for n in range(len(found))]
+
+
+@in_one_folder
+@given(prompt=prompts, answers=st.tuples(content, content).filter(lambda pair: pair[0] != pair[1]))
+def test_a_pair_is_two_votes_in_every_shape(tmp_path, prompt, answers):
+    rows = []
+    for name, shape in PAIR_SHAPES.items():
+        rows.append(shape(prompt, *(answers if name in STRINGS_FOR_ANSWERS else [said((A, a)) for a in answers])))
+    found = list(read_thumbs(write(tmp_path / "a.jsonl", rows)))
+    assert [(t.prompt, t.answer, t.liked) for t in found] == len(rows) * [
+        (prompt, answers[0], True), (prompt, answers[1], False)
+    ]  # fmt: skip
 
 
 @in_one_folder
@@ -161,7 +188,9 @@ def test_hh_dialogues_read_back(tmp_path, turns):
 def test_other_file_kinds(tmp_path, kind):
     chat = Chat(said((S, "be brief"), (U, "1+1?"), (A, "2")), "")
     pair = Pair(said((U, "1+1?")), "2", "3", "", 0.5)
-    for name, item, read in (("chat", chat, read_chats), ("pair", pair, read_pairs)):
+    thumb = Thumb(said((U, "1+1?")), "2", False, "")
+    kinds = (("chat", chat, read_chats), ("pair", pair, read_pairs), ("thumb", thumb, read_thumbs))
+    for name, item, read in kinds:
         rows, path = [to_row(item)] * 3, tmp_path / f"{name}.{kind}"
         if kind == "parquet":
             pyarrow = pytest.importorskip("pyarrow")
@@ -218,6 +247,66 @@ def test_other_kinds_of_row_are_named(tmp_path, read, row, kind):
     wanted = "a chat" if read is read_chats else "a preference pair"
     assert reason == (kind if kind == "unknown shape" else f"{kind}, not {wanted}")
     assert sample == "keys seen: " + ", ".join(key + " (null)" * (row[key] is None) for key in row)
+
+
+ARENA = {"conversation_a": plain(said((U, "a"), (A, "b"))), "conversation_b": plain(said((U, "a"), (A, "c")))}
+
+
+@pytest.mark.parametrize(
+    ("winner", "chosen", "rejected", "tie"),
+    [
+        ("model_a", "b", "c", False),
+        ("model_b", "c", "b", False),
+        ("tie", "b", "c", True),
+        ("tie (bothbad)", "b", "c", True),
+    ],
+)
+def test_arena_battles_are_pairs(tmp_path, winner, chosen, rejected, tie):
+    pair = only(read_pairs, tmp_path, {**ARENA, "winner": winner, "model_a": "x", "judge": "y"})
+    assert (pair.prompt, pair.chosen, pair.rejected, pair.tie) == (said((U, "a")), chosen, rejected, tie)
+
+
+def test_a_tie_is_no_vote(tmp_path):
+    rejects = Rejects()
+    rows = [
+        pair_row("b", "c", prompt="a", tie=True),
+        {**ARENA, "winner": "tie"},
+        pair_row("b", "c", prompt="a", tie=False),
+    ]
+    assert len(list(read_thumbs(write(tmp_path / "a.jsonl", rows), rejects=rejects))) == 2
+    assert rejects.counts == {"tie: it says of neither answer whether it was liked": 2}
+
+
+@pytest.mark.parametrize(
+    ("row", "reason", "sample"),
+    [
+        (
+            {"prompt": "a", "completion": "b"},
+            "prompt+completion without a vote (label or kto_tag)",
+            "keys seen: prompt",
+        ),
+        ({"prompt": "a", "completion": "b", "label": 1}, "prompt+completion without a vote", "keys seen: prompt, comp"),
+        ({"prompt": "a", "completion": "b", "kto_tag": "yes"}, "wrong field type", "kto_tag is string, not true/false"),
+        (
+            {"prompt": "a", "completion": "b", "label": True, "kto_tag": False},
+            "label and kto_tag disagree",
+            "label is True",
+        ),
+        ({"prompt": "a", "label": True}, "prompt without an answer, not a chat", "keys seen: prompt, label"),
+        ({"prompt": "a", "completion": " ", "label": True}, "empty message", "message 2 by assistant is ' '"),
+        (
+            {"messages": plain(said((U, "a"))), "kto_tag": True},
+            "chat does not end with an assistant message",
+            "last is u",
+        ),
+        ({"chosen": "b", "rejected": "b", "prompt": "a"}, "chosen and rejected are the same", "'b'"),
+        ({"a": 1}, "unknown shape", "keys seen: a"),
+    ],
+)
+def test_unusable_votes(tmp_path, row, reason, sample):
+    found = why_not(read_thumbs, tmp_path, row)
+    assert found[0].startswith(reason)
+    assert found[1].startswith(sample)
 
 
 def chat_row(*turns: tuple[str, object], **extra: object) -> dict:
@@ -303,6 +392,19 @@ HH = "\n\nHuman: hi\n\nAssistant:"
         (pair_row(LEFT[1:], RIGHT, messages=LEFT), "roles out of order", "message 1 is by assistant"),
         (pair_row("b", "c", prompt="a", margin="1"), "wrong field type", "margin is string, not number: '1'"),
         (pair_row("b", "c", prompt="a", margin=True), "wrong field type", "margin is true/false"),
+        (pair_row("b", "c", prompt="a", tie="yes"), "wrong field type", "tie is string, not true/false: 'yes'"),
+        (pair_row("b", "b", prompt="a", tie=True), "chosen and rejected are the same", "'b'"),
+        ({**ARENA, "winner": "model_c"}, "winner is not model_a, model_b, tie or tie (bothbad)", "winner is 'model_c'"),
+        (ARENA, "winner is not model_a, model_b, tie or tie (bothbad)", "winner is None"),
+        (
+            {
+                "conversation_a": ARENA["conversation_a"],
+                "conversation_b": plain(said((U, "z"), (A, "c"))),
+                "winner": "tie",
+            },
+            "chosen and rejected have different prompts",
+            "at message 1",
+        ),
         (pair_row("b", "c", prompt="a", margin=10**400), "margin is not a finite number", "1000"),
         (pair_row(HH, HH + " b"), "empty chosen answer", "chosen is ''"),
         (pair_row(HH + " b", HH + " b "), "chosen and rejected are the same", "'b'"),

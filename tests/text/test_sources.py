@@ -3,45 +3,17 @@
 import itertools
 import json
 from collections import Counter
-from collections.abc import Callable
 
-import msgspec
-import numpy as np
 import pytest
 import torch
+from source_checks import assert_resumes_everywhere, columns, take
 
-from fledge.core.batch import Batch, Source
-from fledge.core.checkpoint import canonical_json
-from fledge.text.formats import Chat, Message, Pair
-from fledge.text.sources import ChatSource, DocumentSource, MaskedSource, PairSource, Sequences, TokenStore
-from fledge.text.template import Rendered, render_chats, render_pairs
+from fledge.core.batch import Batch
+from fledge.text.formats import Chat, Message
+from fledge.text.sources import ChatSource, DocumentSource, MaskedSource, Sequences, TokenStore
+from fledge.text.template import Rendered, render_chats
 
 LENGTH = 16
-
-
-def take(source: Source, count: int) -> list[Batch]:
-    return list(itertools.islice(source, count))
-
-
-def columns(batch: Batch) -> dict[str, list]:
-    names = ("tokens", "targets", "weight", "doc", "ref_logp", "ids")
-    found = {name: value.tolist() for name in names if (value := getattr(batch, name)) is not None}
-    return found | {"units": batch.units, "rows_per_unit": batch.rows_per_unit}
-
-
-def assert_resumes_everywhere(make: Callable[[], Source], steps: int, epochs: int) -> None:
-    """Stop after every step 1..steps, through JSON as in a checkpoint; the next two batches are the uninterrupted ones."""
-    source, batches, states = make(), [], []
-    for batch in itertools.islice(source, steps + 2):
-        batches.append(columns(batch))
-        states.append(canonical_json(source.state_dict()))
-    last = json.loads(states[steps - 1])
-    assert last.get("source", last)["epoch"] >= epochs
-    for step in range(1, steps + 1):
-        again = make()
-        again.load_state_dict(msgspec.json.decode(states[step - 1]))
-        assert [columns(b) for b in take(again, 2)] == batches[step : step + 2], f"after step {step}"
-    assert len({json.dumps(b["tokens"]) for b in batches}) > steps * 0.9  # they do differ from step to step
 
 
 # ------------------------------------------------------------------------------------------------ documents
@@ -281,101 +253,6 @@ def test_a_conversation_of_exactly_the_limit_fits_and_a_longer_one_is_cut(tokeni
         Sequences([lost], 17)
 
 
-# -------------------------------------------------------------------------------------------------------- pairs
-
-
-@pytest.fixture(scope="module")
-def pairs(sentences, tokenizer) -> list[tuple[Rendered, Rendered]]:
-    made = [
-        Pair(
-            (Message("user", f"{n} {sentences[n % 9][:12]}"),), sentences[(n + 1) % 9][: 4 + n], f"no {n}", f"test:{n}"
-        )
-        for n in range(20)
-    ]
-    return render_pairs(tokenizer, made)
-
-
-def pair_source(pairs, tokenizer, read="answers", limit=200, batch_tokens=160, seed=0) -> PairSource:
-    return PairSource(pairs, limit=limit, batch_tokens=batch_tokens, seed=seed, pad=tokenizer.pad, read=read)
-
-
-def test_rows_are_chosen_then_rejected_each_pair_once_per_epoch(pairs, tokenizer):
-    source, seen = pair_source(pairs, tokenizer), []
-    assert 1 < source.pairs_per_step < len(pairs)
-    for batch in take(source, source.steps_per_epoch()):
-        assert batch.rows_per_unit == 2 and batch.units == len(batch.tokens) / 2 and batch.ref_logp is None
-        for row, pair in enumerate(batch.ids.tolist()):
-            tokens, weights = pairs[pair][row % 2]
-            size = len(tokens) - 1
-            assert batch.tokens[row, :size].tolist() == tokens[:-1]
-            assert batch.targets[row, :size].tolist() == tokens[1:]
-            assert batch.weight[row, :size].tolist() == weights[1:]
-            assert (batch.tokens[row, size:] == tokenizer.pad).all() and not batch.weight[row, size:].any()
-        longest = max(len(side.tokens) for p in batch.ids.tolist() for side in pairs[p])
-        assert longest <= batch.tokens.shape[1] < longest + 16 and batch.tokens.shape[1] % 16 == 0
-        seen += batch.ids.tolist()[::2]
-    assert sorted(seen) == list(range(20)) and source.state_dict()["epoch"] == 1
-    assert [b.ids.tolist() for b in take(source, source.steps_per_epoch())] != seen
-
-
-def test_a_reward_head_reads_each_answer_at_its_end_token(pairs, tokenizer):
-    for batch in take(pair_source(pairs, tokenizer, read="end"), 5):
-        assert (batch.weight.sum(1) == 1).all()
-        assert (batch.tokens[batch.weight > 0] == tokenizer.end).all()
-        for row, pair in enumerate(batch.ids.tolist()):
-            tokens = pairs[pair][row % 2].tokens
-            assert batch.tokens[row, : len(tokens)].tolist() == tokens  # the whole answer, its end included
-            assert batch.weight[row, len(tokens) - 1] == 1
-
-
-def test_the_reference_column_lines_up_with_the_targets(pairs, tokenizer):
-    source = pair_source(pairs, tokenizer)
-    source.ref_logp = -np.arange(len(source.sequences.tokens), dtype=np.float32)  # each token's place, as its log-prob
-    for batch in take(source, 5):
-        places = (-batch.ref_logp).long()
-        counted = batch.weight > 0
-        flat = torch.from_numpy(source.sequences.tokens)
-        assert torch.equal(flat[places[counted]], batch.targets[counted])
-        for row, pair in enumerate(batch.ids.tolist()):
-            side = 2 * pair + row % 2
-            first, last = source.sequences.offsets[side], source.sequences.offsets[side + 1]
-            assert places[row, : last - first - 1].tolist() == list(range(first + 1, last))
-            assert not places[row, last - first - 1 :].any()
-
-
-def test_the_scored_reference_is_the_model_s_own_logp(pairs, tokenizer, make_model):
-    """Scored in order and in other batches, read back in the order of training: dpo starts at exactly ln 2."""
-    from fledge.core.objectives import dpo
-    from fledge.stages.prefer import reference_logp
-
-    model, source = make_model(spread=0.1, vocab_size=500, context_tokens=256), pair_source(pairs, tokenizer, seed=5)
-    source.ref_logp = reference_logp(model, source)
-    for batch in take(source, 4):
-        with torch.no_grad():
-            output = model(batch)
-        assert torch.allclose(output.logp, batch.ref_logp, atol=1e-4)
-        loss, _ = dpo(beta=0.1)(output, batch)
-        assert loss.item() / batch.units == pytest.approx(np.log(2), abs=1e-4)
-
-
-def test_a_pair_with_one_side_too_long_is_dropped_whole_and_counted(pairs, tokenizer):
-    limit = sorted(max(len(c.tokens), len(r.tokens)) for c, r in pairs)[9]
-    source = pair_source(pairs, tokenizer, limit=limit)
-    kept = [p for p in pairs if max(len(p[0].tokens), len(p[1].tokens)) <= limit]
-    assert (source.pairs, source.dropped) == (len(kept), 20 - len(kept)) and 0 < source.dropped
-    batch = source.batch(range(len(kept)))
-    assert [t[: len(c.tokens) - 1].tolist() for t, (c, _) in zip(batch.tokens[::2], kept, strict=True)] == [
-        c.tokens[:-1] for c, _ in kept
-    ]
-    with pytest.raises(ValueError, match="none of 20 pairs fits"):
-        pair_source(pairs, tokenizer, limit=3)
-
-
-@pytest.mark.parametrize("read", ["answers", "end"])
-def test_pairs_resume_at_every_step_over_three_epochs(pairs, tokenizer, read):
-    assert_resumes_everywhere(lambda: pair_source(pairs, tokenizer, read=read), steps=60, epochs=3)
-
-
 # -------------------------------------------------------------------------------------------------------- masked
 
 
@@ -424,13 +301,12 @@ def test_a_second_reading_is_masked_differently(store, tokenizer):
 # ------------------------------------------------------------------------------------------------- other data
 
 
-def test_other_data_is_refused_on_resume(store, texts, rendered, pairs, tokenizer, tmp_path):
+def test_other_data_is_refused_on_resume(store, texts, rendered, tokenizer, tmp_path):
     other_store = TokenStore.build([*texts[:-1], texts[-1] + "!"], tokenizer, tmp_path)
     for make, data, other in (
         (lambda d: DocumentSource(d, rows=2, length=LENGTH, seed=0), store, other_store),
         (lambda d: masked_source(d, tokenizer), store, other_store),
         (lambda d: chat_source(d, tokenizer), rendered, rendered[:-1]),
-        (lambda d: pair_source(d, tokenizer), pairs, [*pairs[:-1], pairs[-1][::-1]]),
     ):
         source = make(data)
         take(source, 3)
@@ -445,14 +321,3 @@ def test_a_changed_weight_is_other_data_too(rendered, tokenizer):
     source = chat_source(rendered, tokenizer)
     with pytest.raises(ValueError, match="the data changed"):
         chat_source([changed, *rendered[1:]], tokenizer).load_state_dict(source.state_dict())
-
-
-def test_margins_follow_their_pairs(tokenizer):
-    pair = Rendered([1, 2, 3], [0, 0, 1]), Rendered([1, 2, 4], [0, 0, 1])
-    long = Rendered(list(range(9)), [0] * 8 + [1]), Rendered([1, 2, 4], [0, 0, 1])
-    pairs, margins = [pair, long, pair, pair], [0.5, 9.0, None, 2.0]
-    source = PairSource(pairs, limit=5, batch_tokens=64, seed=0, pad=0, read="end", margins=margins)
-    assert source.dropped == 1
-    assert source.batch([0, 1, 2]).margin.tolist() == [0.5, 0.5, 0.0, 0.0, 2.0, 2.0]
-    plain = PairSource(pairs, limit=5, batch_tokens=64, seed=0, pad=0, read="end", margins=[None] * 4)
-    assert plain.batch([0]).margin is None

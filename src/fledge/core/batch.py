@@ -28,11 +28,17 @@ class Batch:
     old_logp: Tensor | None = None  # [B,T] float32  under the policy that sampled
     ref_logp: Tensor | None = None  # [B,T] float32  under the frozen reference
     returns: Tensor | None = None  # [B,T] float32  target of the value head
+    old_value: Tensor | None = None  # [B,T] float32  what the value head said when the answer was sampled
     liked: Tensor | None = None  # [B]   bool     thumb up or down (KTO)
+    kto_kl: Tensor | None = None  # [B]   float32  KTO's reference point, the same in every row of a step
     margin: Tensor | None = None  # [B]   float32  by how much the chosen answer is better (reward model)
+    win: Tensor | None = None  # [B]   float32  votes for the chosen answer: 1, or 0.5 for a tie; None = 1
     label: Tensor | None = None  # [B]   int64    class of the row (class head)
     ids: Tensor | None = None  # [B]   int64    where the row came from, to name it in an error
     rows_per_unit: int = 1  # 2 keeps (chosen, rejected) together when the step is split
+    kl_weight: float = 0.0  # price of a nat away from the reference, where it is part of the loss
+    want_entropy: bool = False  # ask the model for the entropy at weighted positions: one more pass over the vocabulary
+    notes: dict[str, float] | None = None  # figures of the source for this step's line in the log, kept as they are
 
     def check(self) -> None:
         """Raise ValueError if no token counts: such a batch would divide 0 by 0 and train on NaN."""
@@ -82,7 +88,11 @@ class Batch:
 
 
 class Source(Protocol):
-    """An endless iterator of batches whose place is a few integers and a content hash, and resumes exactly."""
+    """An endless iterator of batches whose place is a few integers and a content hash, and resumes exactly.
+
+    A source that is in the middle of something no integer can name (answers sampled by weights that have moved on
+    since) may put tensors in its state; they are kept with the checkpoint.
+    """
 
     def __iter__(self) -> Iterator[Batch]: ...
 

@@ -167,11 +167,19 @@ template <class S> static void choose(S *logits, const int64_t *target, float *l
   }
 }
 
-// probabilities [N,V] in place -> grad[n] * (onehot(target) - p)
-template <class S> static void choose_back(S *probs, const int64_t *target, const float *grad, int64_t N, int64_t V) {
+// probabilities [N,V] in place -> grad[n] * (onehot(target) - p) - bend[n] * p (log p + entropy[n]), the last where given
+template <class S> static void choose_back(S *probs, const int64_t *target, const float *grad, const float *bend,
+                                           const float *entropy, int64_t N, int64_t V) {
   #pragma omp parallel for schedule(static)
   for (int64_t n = 0; n < N; n++) {
-    S *p = probs + n * V; float g = grad[n], kept = get(p[target[n]]);
+    S *p = probs + n * V; float g = grad[n], kept = get(p[target[n]]), e = bend ? bend[n] : 0.0f;
+    if (e != 0.0f) {
+      float h = entropy[n];
+      float at = kept > 0 ? e * kept * (logf(kept) + h) : 0.0f;
+      for (int64_t i = 0; i < V; i++) { float q = get(p[i]); put(p + i, -g * q - (q > 0 ? e * q * (logf(q) + h) : 0.0f)); }
+      put(p + target[n], g * (1.0f - kept) - at);
+      continue;
+    }
     #pragma omp simd
     for (int64_t i = 0; i < V; i++) put(p + i, -g * get(p[i]));
     put(p + target[n], g * (1.0f - kept));
@@ -191,6 +199,7 @@ template <class S> static void choose_back(S *probs, const int64_t *target, cons
   extern "C" void softmax_##name(S *p, const int32_t *d, int64_t B, int H, int64_t T, int c) { softmax(p, d, B, H, T, c); } \
   extern "C" void softmax_back_##name(const S *p, S *g, int64_t R, int64_t T, int c) { softmax_back(p, g, R, T, c); }    \
   extern "C" void choose_##name(S *l, const int64_t *t, float *o, float *h, int64_t N, int64_t V) { choose(l, t, o, h, N, V); } \
-  extern "C" void choose_back_##name(S *p, const int64_t *t, const float *g, int64_t N, int64_t V) { choose_back(p, t, g, N, V); }
+  extern "C" void choose_back_##name(S *p, const int64_t *t, const float *g, const float *b, const float *h, int64_t N, \
+                                     int64_t V) { choose_back(p, t, g, b, h, N, V); }
 BOTH(float, float32)
 BOTH(bf16, bfloat16)

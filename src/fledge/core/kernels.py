@@ -35,13 +35,25 @@ def _choose(logits: Tensor, targets: Tensor, logp: Tensor, entropy: Tensor | Non
     return prob
 
 
-def _choose_back(prob: Tensor, targets: Tensor, grad: Tensor) -> Tensor:
-    """grad * (onehot - p) over the probabilities, in place."""
-    if native := usable("choose_back", prob, targets, grad):
-        native(pointer(prob), pointer(targets), pointer(grad), integer(prob.shape[0]), integer(prob.shape[1]))
+def _choose_back(
+    prob: Tensor, targets: Tensor, grad: Tensor, spread: tuple[Tensor, Tensor] | None = None
+) -> Tensor:
+    """grad * (onehot - p) over the probabilities, in place.
+
+    spread: (gradient of the entropy, entropy), both [N]: adds grad_H * -p (log p + H).
+    """
+    extra = (None, None) if spread is None else spread
+    if native := usable("choose_back", prob, targets, grad, *(spread or ())):
+        pointers = [pointer(t) for t in (prob, targets, grad, *extra)]
+        native(*pointers, integer(prob.shape[0]), integer(prob.shape[1]))
         torch.autograd.graph.increment_version(prob)  # a second backward through it is refused, not wrong
         return prob
     scale = grad[:, None].to(prob.dtype)
+    if spread is not None:
+        of_entropy, entropy = (t[:, None] for t in spread)
+        exact = prob.float()
+        bend = torch.special.entr(exact).sub_(entropy * exact).mul_(of_entropy).to(prob.dtype)
+        return prob.mul_(-scale).add_(bend).scatter_add_(1, targets[:, None], scale)
     return prob.mul_(-scale).scatter_add_(1, targets[:, None], scale)
 
 
@@ -62,23 +74,28 @@ class _SelectLogp(Function):
             prob = _choose(logits, targets[part], logp[part], spread)
             if keep and prob is not logits:
                 logits.copy_(prob)
-        ctx.save_for_backward(hidden, weight, targets, kept)
-        if entropy is not None:
-            ctx.mark_non_differentiable(entropy)
+        ctx.save_for_backward(hidden, weight, targets, kept, entropy)
+        ctx.set_materialize_grads(False)
         return logp, entropy
 
     @staticmethod
-    def backward(ctx, grad: Tensor, _):  # [N]
-        hidden, weight, targets, kept = ctx.saved_tensors
-        head, grad = weight.to(hidden.dtype), grad.contiguous()
+    def backward(ctx, grad: Tensor | None, of_entropy: Tensor | None):  # [N]
+        hidden, weight, targets, kept, entropy = ctx.saved_tensors
+        if grad is None and of_entropy is None:
+            return None, None, None, None
+        head = weight.to(hidden.dtype)
+        grad = torch.zeros_like(entropy) if grad is None else grad.contiguous()
+        spread = None if of_entropy is None else torch.stack((of_entropy, entropy))  # [2,N]
         if kept is not None:
-            d_logits = _choose_back(kept, targets, grad)  # the kept buffer is not needed again
+            both = None if spread is None else tuple(spread)
+            d_logits = _choose_back(kept, targets, grad, both)  # the kept buffer is not needed again
             return d_logits @ head, (d_logits.t() @ hidden).to(weight.dtype), None, None
         d_hidden, d_weight = torch.empty_like(hidden), torch.zeros_like(weight)
         for start in range(0, hidden.shape[0], _CHUNK_ROWS):
             part = slice(start, start + _CHUNK_ROWS)
             prob = torch.softmax(hidden[part] @ head.t(), 1)
-            d_logits = _choose_back(prob, targets[part], grad[part])
+            both = None if spread is None else tuple(spread[:, part])
+            d_logits = _choose_back(prob, targets[part], grad[part], both)
             torch.mm(d_logits, head, out=d_hidden[part])
             d_weight += d_logits.t() @ hidden[part]
         return d_hidden, d_weight, None, None
@@ -87,7 +104,7 @@ class _SelectLogp(Function):
 def select_logp(
     hidden: Tensor, weight: Tensor, targets: Tensor, want_entropy: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    """log p(target) [N] float32 (and the entropy in nats [N], no gradient) of hidden [N,D] under the head [V,D]."""
+    """log p(target) [N] float32 (and the entropy in nats [N]) of hidden [N,D] under the head [V,D]."""
     return _SelectLogp.apply(hidden.contiguous(), weight, targets.contiguous(), want_entropy)
 
 

@@ -95,6 +95,14 @@ def say(text: str) -> None:
     console().print(text, markup=False, soft_wrap=True)
 
 
+def visible(text: str) -> str:
+    """Text for a rich table: markup escaped, unprintable characters by their code."""
+    from rich.markup import escape
+
+    shown = "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in text.strip())
+    return escape(shown)
+
+
 class Bar:
     """A stage's live bar (tokens done, loss, tokens/s, time left); plain lines every `every_seconds` off a terminal."""
 

@@ -145,7 +145,7 @@ class Output(NamedTuple):
     """What an objective sees; positions of weight 0 hold 0."""
 
     logp: Tensor  # [B,T] float32  log p(target), nats
-    entropy: Tensor | None  # [B,T] float32  nats, no gradient; None unless asked for
+    entropy: Tensor | None  # [B,T] float32  nats; None unless the batch asks for it
     value: Tensor | None  # [B,T] float32  value or reward head
     classes: Tensor | None = None  # [B,T,C] float32  class head
 
@@ -282,7 +282,7 @@ class Transformer(nn.Module):
         """[..,D] -> [..,V] float32."""
         return functional.linear(hidden, self.head_weight.to(hidden.dtype)).float()
 
-    def forward(self, batch: Batch, want_entropy: bool = False) -> Output:
+    def forward(self, batch: Batch) -> Output:
         """Log-probs at weighted positions only; the scalar and class heads where the config has them."""
         x = self.hidden(batch.tokens, batch.doc)
         shape = batch.tokens.shape
@@ -298,6 +298,7 @@ class Transformer(nn.Module):
             return Output(logp.view(shape), None, value, classes)
         flat = x.flatten(0, 1)
         where = batch.weight.flatten().nonzero().squeeze(1)  # [N]
+        want_entropy = batch.want_entropy
         if len(where) == len(flat):
             logp, entropy = select_logp(flat, self.head_weight, batch.targets.flatten(), want_entropy)
         else:

@@ -1,4 +1,4 @@
-"""Compiles kernels.cpp once per machine where a C++ compiler is present; without one the torch paths serve.
+"""Compiles the C++ sources once per machine where a C++ compiler is present; without one the torch paths serve.
 
 The rule is fixed (compiler present, x86-64 or Arm Linux), so the same machine always takes the same path; FLEDGE_NATIVE=0
 turns it off. Runs record which path they took.
@@ -18,7 +18,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-_SOURCE = Path(__file__).with_name("kernels.cpp")
+_SOURCES = {  # library: its source, then what that includes
+    "kernels": ("kernels.cpp",),
+    "decode": ("decode.cpp", "decode_model.h", "decode_math.h", "decode_draw.h"),
+}
 _FLAGS = ["-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-std=c++17", "-shared", "-fPIC"]
 _NAMES = (
     "rotate",
@@ -52,43 +55,46 @@ def _cpu() -> str:
     return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
 
 
-def _build(compiler: str) -> Path | None:
+def _build(compiler: str, name: str) -> Path | None:
+    sources = [Path(__file__).with_name(source) for source in _SOURCES[name]]
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
     openmp = _openmp()
-    parts = (_SOURCE.read_text(), *_FLAGS, version, _cpu(), *openmp)
-    target = _cache_folder() / f"kernels-{hashlib.sha256(' '.join(parts).encode()).hexdigest()[:16]}.so"
+    parts = (*(source.read_text() for source in sources), *_FLAGS, version, _cpu(), *openmp)
+    target = _cache_folder() / f"{name}-{hashlib.sha256(' '.join(parts).encode()).hexdigest()[:16]}.so"
     if target.exists():
         return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-            made = Path(folder) / "kernels.so"
-            done = subprocess.run(
-                [compiler, *_FLAGS, str(_SOURCE), "-o", str(made), *openmp], capture_output=True, text=True, timeout=300
-            )
+            made = Path(folder) / f"{name}.so"
+            command = [compiler, *_FLAGS, str(sources[0]), "-o", str(made), *openmp]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=300)
             if done.returncode:
-                print(f"fledge: native kernels did not compile, torch serves: {done.stderr[:500]}", file=sys.stderr)
+                print(f"fledge: native {name} did not compile, torch serves: {done.stderr[:500]}", file=sys.stderr)
                 return None
             os.replace(made, target)
     except (OSError, subprocess.TimeoutExpired) as error:
-        print(f"fledge: native kernels not built, torch serves: {error}", file=sys.stderr)
+        print(f"fledge: native {name} not built, torch serves: {error}", file=sys.stderr)
         return None
     return target
 
 
 @functools.cache
-def library() -> ctypes.CDLL | None:
-    """The compiled kernels, or None where they are off, cannot be built, or their self-check fails to load."""
+def library(name: str = "kernels") -> ctypes.CDLL | None:
+    """One compiled library, or None where it is off, cannot be built, or fails to load.
+
+    kernels: the training step's loops (kernels.py); decode: the decoding loop (generate/native_decoder.py).
+    """
     if os.environ.get("FLEDGE_NATIVE") == "0" or not sys.platform.startswith("linux"):
         return None
     compiler = shutil.which("g++") or shutil.which("c++")
-    path = _build(compiler) if compiler else None
+    path = _build(compiler, name) if compiler else None
     if path is None:
         return None
     try:
         return ctypes.CDLL(str(path))
     except OSError as error:
-        print(f"fledge: native kernels did not load, torch serves: {error}", file=sys.stderr)
+        print(f"fledge: native {name} did not load, torch serves: {error}", file=sys.stderr)
         return None
 
 

@@ -35,6 +35,7 @@ from fledge.core.runtime import choose_device, choose_dtype, set_threads
 
 _WINDOW = 128  # steps the spike rule looks back on (OLMo 2, section 3.1, skips on the same window)
 _BAD_IN_A_ROW = 3
+_OF_SOURCE = "source/"  # tensors of the source's state, kept beside the optimiser's
 
 
 class StepEvent(NamedTuple):
@@ -128,8 +129,9 @@ def _restore(found: Checkpoint, model: Transformer, optimizer: Optimizer, source
     model.load_state_dict(found.model_tensors())
     tensors = found.optimizer_tensors()
     torch.set_rng_state(tensors.pop("rng/torch"))
+    held = {k: tensors.pop(k) for k in list(tensors) if k.startswith(_OF_SOURCE)}
     optimizer.load_tensors(tensors)
-    source.load_state_dict(found.state["source"])
+    source.load_state_dict(found.state["source"] | {k.removeprefix(_OF_SOURCE): t for k, t in held.items()})
     guard.window = [tuple(row) for row in found.state["window"]]
     guard.bad_in_a_row = found.state["bad_in_a_row"]
 
@@ -213,9 +215,11 @@ def train(
         batches = iter(source)
 
         def save(step: int) -> Path:
-            tensors = {**optimizer.tensors(), "rng/torch": torch.get_rng_state()}
+            place = source.state_dict()
+            held = {_OF_SOURCE + k: v for k, v in place.items() if isinstance(v, Tensor)}
+            tensors = {**optimizer.tensors(), "rng/torch": torch.get_rng_state(), **held}
             state = {
-                "source": source.state_dict(),
+                "source": {k: v for k, v in place.items() if not isinstance(v, Tensor)},
                 "window": guard.window,
                 "bad_in_a_row": guard.bad_in_a_row,
                 "log_bytes": log.flush(durably=True),
@@ -243,6 +247,7 @@ def train(
                     optimizer.step(lr)
                 optimizer.zero_grad()
                 figures |= {"grad_norm": norm, "lr": lr}
+                figures |= whole.notes or {}
                 row = {"step": step + 1, **figures, "tokens": whole.tokens.numel()}
                 if verdict != "apply":
                     row |= {"skipped": verdict, "ids": [] if whole.ids is None else whole.ids.tolist()}

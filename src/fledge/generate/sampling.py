@@ -42,16 +42,38 @@ class Sampling(Settings, frozen=True, kw_only=True):
         return found
 
 
+_ODD = 0x9E3779B97F4A7C15  # 2^64 / golden ratio, odd
+_WORD = 2**64 - 1
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    """The finaliser of SplitMix64 (Steele et al. 2014, figure 15, as in Vigna's splitmix64.c): each bit moves all others."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
 def uniforms(seed: int, streams: Sequence[int], count: int) -> Tensor:
-    """[B,count] numbers in [0,1): row i comes from its own stream (seed, streams[i])."""
-    drawn = [np.random.Generator(np.random.PCG64([seed, stream])).random(count, dtype=np.float32) for stream in streams]
-    return torch.from_numpy(np.stack(drawn))
+    """[B,count] float32 in [0,1): number n of row i is a hash of (seed, streams[i], n), whatever else is drawn.
+
+    Each stream is a SplitMix64 sequence that starts at a mixed state of its own. A numpy generator per row would cost
+    30 us a row.
+    """
+    chosen = np.array([stream & _WORD for stream in streams], np.uint64)
+    start = _mix(np.array([seed & _WORD], np.uint64) + np.uint64(_ODD))
+    start = _mix(start + chosen)  # [B], all different
+    steps = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(_ODD)
+    bits = _mix(start[:, None] + steps) >> np.uint64(40)  # 24 bits: what a float32 below 1 holds exactly
+    return torch.from_numpy(bits.astype(np.float32) * np.float32(2**-24))
 
 
 def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
     """The distribution really sampled from: [B,V] float32, temperature, then top-k, then top-p, renormalised."""
-    logits = logits - logits.amax(-1, keepdim=True)  # a tiny temperature must not overflow to inf - inf
-    probs = torch.softmax(logits / sampling.temperature, -1)
+    if sampling.temperature < 1e-3:
+        logits = logits - logits.amax(-1, keepdim=True)  # a tiny temperature must not overflow to inf - inf
+    probs = torch.softmax(logits if sampling.temperature == 1 else logits / sampling.temperature, -1)
+    if sampling.top_k is None and sampling.top_p is None:
+        return probs
     if sampling.top_k is not None and sampling.top_k < probs.shape[-1]:
         smallest = probs.topk(sampling.top_k, -1).values[:, -1:]
         probs = probs.masked_fill(probs < smallest, 0.0)
@@ -74,11 +96,10 @@ def draw(logits: Tensor, sampling: Sampling, uniform: Tensor) -> tuple[Tensor, T
         return token.squeeze(-1), torch.log_softmax(logits, -1).gather(-1, token).squeeze(-1)
     probs = probabilities(logits, sampling)
     cdf = probs.cumsum(-1)
-    token = torch.searchsorted(cdf, (uniform[:, None] * cdf[:, -1:]).contiguous(), right=True)
-    token = token.clamp_(max=probs.shape[-1] - 1)
-    chosen = probs.gather(-1, token).squeeze(-1)
-    if bool((chosen <= 0).any()):  # rounding put the uniform past the last token with mass
-        last = probs.shape[-1] - 1 - (probs.flip(-1) > 0).int().argmax(-1, keepdim=True)
-        token = torch.where(chosen[:, None] > 0, token, last)
-        chosen = probs.gather(-1, token).squeeze(-1)
-    return token.squeeze(-1), chosen.log()
+    token = torch.searchsorted(cdf, uniform[:, None] * cdf[:, -1:], right=True)
+    token = token.clamp_(max=probs.shape[-1] - 1)  # NaN is past everything
+    chosen = probs.gather(-1, token)
+    likeliest, where = probs.max(-1, keepdim=True)
+    wrong = chosen <= 0  # a parallel sum need not rise evenly: on CUDA its rounding can point at a token without mass
+    token, chosen = torch.where(wrong, where, token), torch.where(wrong, likeliest, chosen)
+    return token.squeeze(-1), chosen.squeeze(-1).log()

@@ -14,9 +14,9 @@ Point = tuple[float, float]
 
 _GROUPS = 140  # points a curve is thinned to; more cannot be seen at this width
 _FEW_GROUPS = 48  # the same for figures of a handful of pairs a step, which jump
-_SIZE = (4.9, 3.1)  # inches of 72 units: text of 9 units is legible on a phone and on a page
+SIZE = (4.9, 3.1)  # inches of 72 units: text of 9 units is legible on a phone and on a page
 # matplotlib wants real colours; each stands for a variable of the style sheet and is put back in _inline
-_COLOURS = {
+COLOURS = {
     "ink": "#010101", "dim": "#020202", "line": "#030303", "base": "#040404", "sft": "#050505",
     "aligned": "#060606", "control": "#070707", "reward": "#080808", "card": "#090909",
 }  # fmt: skip
@@ -61,7 +61,7 @@ def wilson(share: float, questions: int) -> tuple[float, float]:
 
 
 def _settings(name: str) -> dict[str, Any]:
-    ink, dim, line = _COLOURS["ink"], _COLOURS["dim"], _COLOURS["line"]
+    ink, dim, line = COLOURS["ink"], COLOURS["dim"], COLOURS["line"]
     return {
         "svg.fonttype": "none", "svg.hashsalt": f"fledge {name}", "font.size": 9, "text.color": ink,
         "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "axes.labelcolor": dim, "axes.edgecolor": line,
@@ -69,28 +69,34 @@ def _settings(name: str) -> dict[str, Any]:
         "grid.linewidth": 0.6, "axes.axisbelow": True, "axes.facecolor": "none", "figure.facecolor": "none",
         "xtick.color": line, "ytick.color": line, "xtick.labelcolor": dim, "ytick.labelcolor": dim, "xtick.major.size": 3,
         "ytick.major.size": 0, "legend.frameon": False, "legend.fontsize": 9, "legend.handlelength": 2.4,
-        "axes.titlesize": 9, "lines.linewidth": 1.7, "path.simplify_threshold": 0.3,
+        "axes.titlesize": 9, "text.parse_math": False, "lines.linewidth": 1.7, "path.simplify_threshold": 0.3,
     }  # fmt: skip
 
 
-def _draw(name: str, alt: str, paint: Callable[[Any], None], size: tuple[float, float] = _SIZE) -> str:
-    """Let `paint` fill a figure and return it as SVG to put into a page. `alt` is plain text."""
+def draw(
+    name: str, alt: str, paint: Callable[[Any], None], size: tuple[float, float] = SIZE, kind: str = "chart"
+) -> str:
+    """Let `paint` fill a figure and return it as SVG of class `kind`. A page draws each `name` once; `alt` is plain text."""
     import io
+    import warnings
 
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    with rc_context(_settings(name)):
+    with rc_context(_settings(name)), warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", "Glyph .* missing", UserWarning
+        )  # the reader's fonts are used, not matplotlib's
         figure = Figure(figsize=size, layout="constrained")
         FigureCanvasSVG(figure)
         paint(figure)
         file = io.BytesIO()
         figure.savefig(file, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    return _inline(file.getvalue().decode(), alt)
+    return _inline(file.getvalue().decode(), alt, kind)
 
 
-def _inline(svg: str, alt: str) -> str:
+def _inline(svg: str, alt: str, kind: str) -> str:
     """Leave out what belongs to a file of its own, and put the page's colours and fonts in."""
     svg = svg[svg.index("<svg") :]
     box = re.search(r'viewBox="([^"]+)"', svg).group(1)
@@ -98,18 +104,19 @@ def _inline(svg: str, alt: str) -> str:
     body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", body, flags=re.DOTALL)
     body = re.sub(r' id="(?![mp][0-9a-f]{10}")[^"]*"', "", body)  # only what is referred to keeps its name
     body = re.sub(r"font: ((?:\w+ )?[\d.]+px) [^;\"]*", r"font: \1 var(--sans)", body)
-    for variable, colour in _COLOURS.items():
+    for variable, colour in COLOURS.items():
         body = body.replace(colour, f"var(--{variable})")
     body = re.sub(r"\n\s*\n+", "\n", body)
-    return f'<svg class="chart" viewBox="{box}" role="img" aria-label="{alt}">{body.strip()}'
+    return f'<svg class="{kind}" viewBox="{box}" role="img" aria-label="{alt}">{body.strip()}'
 
 
-def _millions(axis: Any, label: str, largest: float) -> None:
+def count_axis(axis: Any, label: str, largest: float) -> None:
+    """An axis from 0 to `largest` in ones, thousands or millions of `label`."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     scale, unit = (1e6, "million ") if largest >= 2e6 else (1e3, "thousand ") if largest >= 2e3 else (1, "")
     axis.axes.set_xlim(0, 1.03 * largest)
-    axis.set_major_locator(MaxNLocator(5))
+    axis.set_major_locator(MaxNLocator(5, integer=scale == 1))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / scale:g}"))
     axis.set_label_text(f"{unit}{label}" if scale > 1 else label)
 
@@ -118,7 +125,7 @@ def _curve(ax: Any, who: str, curve: Sequence[Point], label: str, style: Any = N
     """A line through the means of neighbouring steps over a band from their lowest to their highest."""
     groups = thin(curve, most)
     xs, means, lows, highs = (list(column) for column in zip(*groups, strict=True))
-    colour, (line, marker) = _COLOURS[who], _STYLE[who]
+    colour, (line, marker) = COLOURS[who], _STYLE[who]
     if len(groups) > 1:
         ax.fill_between(xs, lows, highs, color=colour, alpha=0.16, linewidth=0)
     ax.plot(
@@ -141,18 +148,18 @@ def loss_chart(name: str, curves: dict[str, list[Point]], alt: str, guessing: in
             _curve(ax, who, curve, NAMES[who])
         if guessing:
             level = math.log(guessing)
-            ax.axhline(level, color=_COLOURS["dim"], linewidth=0.9, linestyle=(0, (2, 2)))
+            ax.axhline(level, color=COLOURS["dim"], linewidth=0.9, linestyle=(0, (2, 2)))
             ax.annotate(f"blind guess among {guessing:,} tokens: {level:.2f}", (1, level), (0, 3), xycoords=("axes fraction", "data"),
-                        textcoords="offset points", ha="right", color=_COLOURS["dim"], fontsize=8)  # fmt: skip
+                        textcoords="offset points", ha="right", color=COLOURS["dim"], fontsize=8)  # fmt: skip
         ax.set_ylim(
             bottom=0, top=1.12 * max(y for c in curves.values() for _, y in [*c, (0, math.log(guessing or 1))]) or 1
         )
-        _millions(ax.xaxis, "tokens", max(c[-1][0] for c in curves.values()))
+        count_axis(ax.xaxis, "tokens", max(c[-1][0] for c in curves.values()))
         ax.set_ylabel("loss, nats per token")
         if len(curves) > 1:
             ax.legend(loc="upper right")
 
-    return _draw(name, alt, paint) if (curves := {k: c for k, c in curves.items() if c}) else ""
+    return draw(name, alt, paint) if (curves := {k: c for k, c in curves.items() if c}) else ""
 
 
 def step_chart(
@@ -165,18 +172,18 @@ def step_chart(
         for i, ((who, text), curve) in enumerate(curves.items()):
             _curve(ax, who, curve, text, ("-", (0, (5, 1.5)))[i % 2], _FEW_GROUPS)
         if chance is not None:
-            ax.axhline(chance, color=_COLOURS["dim"], linewidth=0.9, linestyle=(0, (2, 2)))
+            ax.axhline(chance, color=COLOURS["dim"], linewidth=0.9, linestyle=(0, (2, 2)))
             ax.annotate("coin toss", (1, chance), (0, 3), xycoords=("axes fraction", "data"), textcoords="offset points",
-                        ha="right", color=_COLOURS["dim"], fontsize=8)  # fmt: skip
+                        ha="right", color=COLOURS["dim"], fontsize=8)  # fmt: skip
             ax.set_ylim(0, 1.04)
             ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         else:
-            ax.axhline(0, color=_COLOURS["dim"], linewidth=0.7)
-        _millions(ax.xaxis, "training steps", max(c[-1][0] for c in curves.values()))
+            ax.axhline(0, color=COLOURS["dim"], linewidth=0.7)
+        count_axis(ax.xaxis, "training steps", max(c[-1][0] for c in curves.values()))
         ax.set_ylabel(label)
         ax.legend(loc="lower right" if chance is not None else "best")
 
-    return _draw(name, alt, paint) if (curves := {k: c for k, c in curves.items() if c}) else ""
+    return draw(name, alt, paint) if (curves := {k: c for k, c in curves.items() if c}) else ""
 
 
 def count_chart(buckets: Rows, alt: str) -> str:
@@ -194,25 +201,25 @@ def count_chart(buckets: Rows, alt: str) -> str:
             xs = [x + 0.13 * (i - (len(models) - 1) / 2) for x, _ in known]
             shares = [b[model] for _, b in known]
             ends = [wilson(b[model], b["questions"]) for _, b in known]
-            colour, (line, marker) = _COLOURS[model], _STYLE[model]
+            colour, (line, marker) = COLOURS[model], _STYLE[model]
             top.vlines(xs, [low for low, _ in ends], [high for _, high in ends], color=colour, linewidth=1, alpha=0.55)
             top.plot(xs, shares, color=colour, linestyle=line, marker=marker, markersize=4.5, label=NAMES[model],
-                     markerfacecolor=colour if model == "sft" else _COLOURS["card"])  # fmt: skip
+                     markerfacecolor=colour if model == "sft" else COLOURS["card"])  # fmt: skip
         top.set_ylim(-0.04, 1.04)
         top.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         top.set_ylabel("exactly right")
         top.legend(loc="upper left")
-        below.bar(place, [b["questions"] for b in buckets], width=0.62, color=_COLOURS["dim"], alpha=0.45, linewidth=0)
+        below.bar(place, [b["questions"] for b in buckets], width=0.62, color=COLOURS["dim"], alpha=0.45, linewidth=0)
         for x, b in zip(place, buckets, strict=True):
             below.annotate(f"{b['questions']}", (x, b["questions"]), (0, 2), textcoords="offset points", ha="center",
-                           fontsize=7.5, color=_COLOURS["dim"])  # fmt: skip
+                           fontsize=7.5, color=COLOURS["dim"])  # fmt: skip
         below.set(ylim=(0, 1.45 * max(b["questions"] for b in buckets)), yticks=[], ylabel="questions")
         below.grid(False)
         below.set_xlim(place[0] - 0.6, place[-1] + 0.6)
         below.set_xticks(place, [bucket_name(b, short=True) for b in buckets])
         below.set_xlabel("times the text states the fact (first count of each bucket)")
 
-    return _draw("count", alt, paint, (4.9, 4.0))
+    return draw("count", alt, paint, (4.9, 4.0))
 
 
 def bucket_name(bucket: dict[str, Any], short: bool = False) -> str:

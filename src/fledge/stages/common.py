@@ -170,9 +170,14 @@ def run_stage(
     parent: Parent | None,
     data: dict[str, Any],
     shown: Iterable[str] = ("loss",),
+    hooks: Iterable[Hook] = (),
+    estimate: bool = True,
     quiet: bool = False,
 ) -> Path:
-    """Train one stage with its bar, its card and a time estimate; returns the last checkpoint."""
+    """Train one stage with its bar, its card and a time estimate; returns the last checkpoint.
+
+    estimate: False where timing 20 steps costs more than it tells, as with rollouts.
+    """
     release_memory()  # of the stage before
     done = list_checkpoints(out)
     first = int(done[-1].name.split("-")[1]) if done else 0
@@ -189,13 +194,13 @@ def run_stage(
         return done[-1]
     if done:
         _say_what_differs(done[-1], card["machine"])
-    hooks, bar = [], None
+    hooks, bar = list(hooks), None
     if not quiet:
-        if config.steps - first > 5 * _TIMED_STEPS:  # otherwise the timing costs more than it tells
-            estimate = (config.steps - first) * time_steps(model, source, objective, config)
-            say(f"{stage}: {config.steps - first} steps, about {estimate:.0f} s by a {_TIMED_STEPS}-step timing")
+        if estimate and config.steps - first > 5 * _TIMED_STEPS:  # otherwise the timing costs more than it tells
+            seconds = (config.steps - first) * time_steps(model, source, objective, config)
+            say(f"{stage}: {config.steps - first} steps, about {seconds:.0f} s by a {_TIMED_STEPS}-step timing")
         hook, bar = progress(stage, config.steps, first, shown)
-        hooks.append(hook)
+        hooks.insert(0, hook)
     try:
         return train(model, source, objective, config, out=out, card=card, tokenizer=tokenizer.json, hooks=hooks)
     finally:

@@ -7,8 +7,7 @@ from typing import Any
 import msgspec
 
 from fledge.core.checkpoint import list_checkpoints, load_checkpoint
-from fledge.core.config import Settings, build
-from fledge.core.log import say
+from fledge.core.config import Settings
 from fledge.stages.common import read_recipe
 
 
@@ -26,13 +25,6 @@ class LineageOptions(Settings, frozen=True, kw_only=True):
     "A journey's folder, or any folder of runs."
 
 
-class ResumeOptions(Settings, frozen=True, kw_only=True):
-    """Continue an interrupted run, bit for bit."""
-
-    run: str
-    "The run's folder."
-
-
 class Model(msgspec.Struct):
     """One model of a family tree."""
 
@@ -43,7 +35,7 @@ class Model(msgspec.Struct):
     parent: str | None
 
 
-def _recipes(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+def recipes(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder: name one that holds runs")
     for pattern in ("recipe.json", "*/recipe.json", "*/*/recipe.json"):
@@ -74,7 +66,7 @@ def runs(options: RunsOptions) -> None:
     from rich.table import Table
 
     table = Table("run", "stage", "state", "step", box=None, header_style="bold")
-    for folder, recipe in _recipes(Path(options.folder)):
+    for folder, recipe in recipes(Path(options.folder)):
         if recipe["stage"] == "journey":
             state, step = "done" if (folder / "journey.json").exists() else "interrupted", ""
         else:
@@ -88,7 +80,7 @@ def runs(options: RunsOptions) -> None:
 def family(folder: Path) -> list[Model]:
     """Every verified model under `folder` with its parent's id."""
     models = []
-    for run, recipe in _recipes(folder):
+    for run, recipe in recipes(folder):
         if recipe["stage"] == "journey" or not list_checkpoints(run):
             continue
         found = load_checkpoint(run)
@@ -117,45 +109,3 @@ def lineage(options: LineageOptions) -> None:
     for outside in sorted({m.parent for m in models if m.parent} - known):
         grow(top.add(f"[dim]{outside[:12]} (elsewhere)"), outside)
     _stdout().print(top)
-
-
-def resume(options: ResumeOptions) -> None:
-    """Say what is there, then run the stored recipe again: done work is kept, the rest continues."""
-    from fledge.stages import journey, prefer, pretrain, sft
-
-    verbs = {
-        "journey": (journey.JourneyRecipe, journey.run),
-        "pretrain": (pretrain.PretrainRecipe, pretrain.run),
-        "sft": (sft.SftRecipe, sft.run),
-        "reward": (prefer.RewardRecipe, prefer.run_reward),
-        "dpo": (prefer.DpoRecipe, prefer.run_dpo),
-    }
-    run = Path(options.run)
-    if not (run / "recipe.json").exists():
-        raise ValueError(f"{run} holds no run (no recipe.json): `fledge runs {run.parent}` lists what there is")
-    stored = read_recipe(run)
-    if stored["stage"] not in verbs:
-        raise ValueError(f"{run} holds a stage {stored['stage']!r}: this version resumes {', '.join(verbs)}")
-    kind, function = verbs[stored["stage"]]
-    started = Path(stored["recipe"]["out"])
-    if started.resolve() != run.resolve():  # else the work would go on in another folder
-        raise ValueError(
-            f"{run} was started as --out {started}, which from here is {started.resolve()}: change to the folder it was "
-            "started in, or move it back"
-        )
-    if stored["stage"] == "journey":
-        for folder, recipe in _recipes(run):
-            if folder != run:
-                state, step = status(folder)
-                say(f"{folder}: {recipe['stage']} {state}, saved at step {step}")
-    else:
-        state, step = status(run)
-        say(
-            f"{run}: {stored['stage']} {state}, "
-            + (f"continues after step {step}" if state != "done" else "nothing to do")
-        )
-    try:
-        recipe = build(kind, stored["recipe"])
-    except ValueError as error:
-        raise ValueError(f"{run / 'recipe.json'}: {error}") from None
-    function(recipe)

@@ -12,7 +12,7 @@ import msgspec
 from fledge import __version__
 from fledge.core.checkpoint import canonical_json, write_atomically
 from fledge.core.config import Settings, TrainConfig, count_problems, parse_count
-from fledge.core.log import read_jsonl, say
+from fledge.core.log import read_jsonl, say, visible
 from fledge.core.model import SIZES
 from fledge.core.runtime import usable_cores
 from fledge.stages import material, pretrain, sft
@@ -209,7 +209,7 @@ def _print_end(result: dict[str, Any], out: Path, report: Path) -> None:
     stages = [n for n in ("base", "sft", "aligned") if n in result["stages"]]
     answers = Table("prompt", *stages, title="The same prompts, answered by each model", show_lines=True)
     for sample in result.get("samples", []):
-        answers.add_row(*(_visible(sample[k] or "") for k in ("prompt", *stages)))
+        answers.add_row(*(visible(sample[k] or "") for k in ("prompt", *stages)))
     if result.get("samples"):
         console.print(answers)
     scores = Table("model", "score", "value", title="Scores", box=None)
@@ -222,10 +222,3 @@ def _print_end(result: dict[str, Any], out: Path, report: Path) -> None:
     minutes, peak = result["seconds"] / 60, result["peak_rss_bytes"] / 1e9
     console.print(f"{minutes:.1f} minutes, {peak:.2f} GB at most. Report: {report}")
     console.print(f"Talk to it: fledge chat {out}    Family tree: fledge lineage {out}")
-
-
-def _visible(text: str) -> str:
-    from rich.markup import escape
-
-    shown = "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in text.strip())
-    return escape(shown)

@@ -1,36 +1,40 @@
-"""Stage 3 on pairs: a reward model (Bradley-Terry), or the policy itself by DPO with the reference as a column."""
+"""Stage 3 on preferences: a reward model, or the policy itself by DPO or KTO with the reference as a column."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
+from fledge.core.batch import Batch
 from fledge.core.checkpoint import sha256, write_atomically
 from fledge.core.config import Settings, TrainConfig
 from fledge.core.log import say
 from fledge.core.model import Transformer
-from fledge.core.objectives import dpo, reward_pairs
+from fledge.core.objectives import Objective, dpo, kto, reward_pairs
 from fledge.stages.common import Parent, fix_recipe, open_model, run_stage, with_steps
-from fledge.text.formats import Pair, read_pairs
+from fledge.text.formats import Pair, Thumb, read_pairs, read_thumbs
+from fledge.text.pairs import PairSource, ThumbSource, answer_rows
 from fledge.text.readers import Rejects, require_some
-from fledge.text.sources import PairSource
-from fledge.text.template import render_pairs
+from fledge.text.sources import Sequences
+from fledge.text.template import render_answers, render_pairs
+
+_SCORED_TOKENS = 8192  # positions of one forward pass of the reference
+_CPU_TOKENS = 2048  # of one forward pass on a CPU, where rows of like length save 1.3x and a GPU would idle
 
 
-class PairRecipe(Settings, frozen=True, kw_only=True):
-    """What the reward model and DPO share."""
+class PreferenceRecipe(Settings, frozen=True, kw_only=True):
+    """What the stages that learn from preferences share."""
 
     out: str
     "Folder of this run."
     parent: str
     "Checkpoint or run to start from, usually the SFT model."
-    pairs: list[str]
-    "Preferences: JSONL with chosen and rejected, in any of the usual shapes; also .gz."
     epochs: float = 2.0
-    "Times to read the pairs where train.steps is not set."
+    "Times to read the data where train.steps is not set."
     encoding: str | None = None
     "Encoding of the files where it is not UTF-8."
     skip_bad: int = 0
@@ -42,9 +46,17 @@ class PairRecipe(Settings, frozen=True, kw_only=True):
         found = self.train.problems()
         if not self.epochs > 0:
             found.append(f"epochs = {self.epochs}: must be above 0")
-        if not self.pairs:
-            found.append("pairs: empty; name at least one file")
         return found
+
+
+class PairRecipe(PreferenceRecipe, frozen=True, kw_only=True):
+    """What the reward model and DPO share."""
+
+    pairs: list[str]
+    "Preferences: JSONL with chosen and rejected (and tie), in any of the usual shapes; also .gz."
+
+    def problems(self) -> list[str]:
+        return super().problems() + ([] if self.pairs else ["pairs: empty; name at least one file"])
 
 
 class RewardRecipe(PairRecipe, frozen=True, kw_only=True):
@@ -54,6 +66,10 @@ class RewardRecipe(PairRecipe, frozen=True, kw_only=True):
 class DpoRecipe(PairRecipe, frozen=True, kw_only=True):
     """Pull chosen answers closer and push rejected ones away, without a reward model."""
 
+    reference: str | None = None
+    "Checkpoint whose log-probs the policy is held to; None is the parent."
+    loss: Literal["sigmoid", "ipo"] = "sigmoid"
+    "sigmoid is DPO; ipo stops at a gap of 1/(2 beta) nats per token."
     beta: float = 0.1
     "How dearly moving away from the reference is paid."
     label_smoothing: float = 0.0
@@ -61,13 +77,42 @@ class DpoRecipe(PairRecipe, frozen=True, kw_only=True):
     nll_weight: float = 0.0
     "Weight of the chosen answers' own NLL, which keeps their probability up."
 
+    def objective(self) -> Objective:
+        return dpo(
+            loss=self.loss, beta=self.beta, label_smoothing=self.label_smoothing, nll_weight=self.nll_weight
+        )  # fmt: skip
+
     def problems(self) -> list[str]:
-        found = super().problems()
-        try:
-            dpo(beta=self.beta, label_smoothing=self.label_smoothing, nll_weight=self.nll_weight)
-        except ValueError as error:
-            found.append(str(error))
-        return found
+        return super().problems() + _told(self.objective)
+
+
+class KtoRecipe(PreferenceRecipe, frozen=True, kw_only=True):
+    """Learn from single votes, liked or not, without pairs and without a reward model."""
+
+    votes: list[str]
+    "Votes: JSONL with prompt, completion and label, with kto_tag, or pairs (each gives two); also .gz."
+    reference: str | None = None
+    "Checkpoint whose log-probs the policy is held to; None is the parent."
+    beta: float = 0.1
+    "How dearly moving away from the reference is paid."
+    desirable_weight: float | None = None
+    "Weight of liked answers; None balances the two classes, the larger one keeping weight 1."
+    undesirable_weight: float | None = None
+    "Weight of disliked answers; None balances the two classes, the larger one keeping weight 1."
+
+    def problems(self) -> list[str]:
+        given = {"desirable_weight": self.desirable_weight, "undesirable_weight": self.undesirable_weight}
+        found = super().problems() + ([] if self.votes else ["votes: empty; name at least one file"])
+        return found + _told(lambda: kto(beta=self.beta, **{k: v for k, v in given.items() if v is not None}))
+
+
+def _told(work: Callable[[], object]) -> list[str]:
+    """What `work` refuses, as a list for problems()."""
+    try:
+        work()
+    except ValueError as error:
+        return [str(error)]
+    return []
 
 
 def pair_source(
@@ -75,10 +120,16 @@ def pair_source(
 ) -> PairSource:
     """Pairs as batches for a model; read="answers" for DPO, "end" for a reward head."""
     limit = parent.model.config.context_tokens + (read == "answers")
-    return PairSource(
+    source = PairSource(
         render_pairs(parent.tokenizer, pairs), limit=limit, batch_tokens=batch_tokens, seed=seed,
-        pad=parent.tokenizer.pad, read=read, margins=[p.margin for p in pairs],
+        pad=parent.tokenizer.pad, read=read, margins=[p.margin for p in pairs], ties=[p.tie for p in pairs],
     )  # fmt: skip
+    source.forward_tokens = _forward_tokens(parent.model)
+    return source
+
+
+def _forward_tokens(model: Transformer) -> int | None:
+    return _CPU_TOKENS if model.embedding.device.type == "cpu" else None
 
 
 def _source(recipe: PairRecipe, parent: Parent, read: str) -> tuple[PairSource, dict]:
@@ -86,25 +137,30 @@ def _source(recipe: PairRecipe, parent: Parent, read: str) -> tuple[PairSource, 
     pairs = list(read_pairs(recipe.pairs, encoding=recipe.encoding, skip_bad=recipe.skip_bad, rejects=rejects))
     require_some(len(pairs), recipe.pairs, rejects, "preference pairs")
     source = pair_source(parent, pairs, read=read, batch_tokens=recipe.train.batch_tokens, seed=recipe.train.seed)
-    if rejects.total:
-        say(f"pairs: {rejects.summary()}")
-    if source.dropped:
-        say(
-            f"pairs: {source.dropped} of {len(pairs)} left out: longer than the context of {parent.model.config.context_tokens}"
-        )
+    _say_left_out("pairs", rejects, source.dropped, len(pairs), parent)
     data = {
-        "pairs": source.pairs, "dropped": source.dropped, "rejected": rejects.as_dict(),
+        "pairs": source.pairs, "ties": source.ties, "dropped": source.dropped, "rejected": rejects.as_dict(),
         "sha256": source.content, "margins": any(p.margin is not None for p in pairs),
     }  # fmt: skip
     return source, data
 
 
+def _say_left_out(what: str, rejects: Rejects, dropped: int, total: int, parent: Parent) -> None:
+    if rejects.total:
+        say(f"{what}: {rejects.summary()}")
+    if dropped:
+        context = parent.model.config.context_tokens
+        say(f"{what}: {dropped} of {total} left out: longer than the context of {context}")
+
+
 def run_reward(recipe: RewardRecipe, quiet: bool = False) -> Path:
     """Train a reward model and return its last checkpoint; continues what recipe.out already holds."""
     out = Path(recipe.out)
-    parent = open_model(recipe.parent, head="reward")
-    fixed = fix_recipe(out, "reward", recipe)
+    parent = open_model(
+        recipe.parent, head="reward", device=recipe.train.device, precision=recipe.train.precision
+    )  # fmt: skip
     source, data = _source(recipe, parent, "end")
+    fixed = fix_recipe(out, "reward", recipe)
     config = with_steps(recipe.train, recipe.epochs * source.steps_per_epoch())
     return run_stage(
         "reward", parent.model, parent.tokenizer, source, reward_pairs, config,
@@ -112,43 +168,155 @@ def run_reward(recipe: RewardRecipe, quiet: bool = False) -> Path:
     )  # fmt: skip
 
 
+# ---------------------------------------------------------------------------- the reference as a column of the data
+
+
 @torch.no_grad()
-def reference_logp(model: Transformer, source: PairSource) -> np.ndarray:
-    """log p of every trained token of the source under `model`, flat and aligned with its tokens; 0 elsewhere."""
-    flat = np.zeros(len(source.sequences.tokens), np.float32)
-    offsets = source.sequences.offsets
-    device = model.embedding.device
-    for start in range(0, source.pairs, source.pairs_per_step):
-        members = range(start, min(start + source.pairs_per_step, source.pairs))
-        batch = source.batch(list(members))
+def column_of_logp(model: Transformer, sequences: Sequences, pad: int) -> np.ndarray:
+    """log p of every trained token under `model`, flat and aligned with sequences.tokens; 0 elsewhere."""
+    flat = np.zeros(len(sequences.tokens), np.float32)
+    offsets, device = sequences.offsets, model.embedding.device
+    members = np.argsort(-np.diff(offsets), kind="stable").tolist()  # alike in length: little padding
+    while members:
+        longest = int(offsets[members[0] + 1] - offsets[members[0]])
+        count = max(1, _SCORED_TOKENS // longest)
+        group, members = members[:count], members[count:]
+        batch = Batch(**answer_rows(sequences, group, pad), units=1.0)
         logp = model(batch.to(device)).logp.cpu().numpy()
-        for row, sequence in enumerate(range(2 * members.start, 2 * members.stop)):
-            first, last = offsets[sequence], offsets[sequence + 1]
+        for row, member in enumerate(group):
+            first, last = int(offsets[member]), int(offsets[member + 1])
             flat[first + 1 : last] = logp[row, : last - first - 1]
     return flat
 
 
-def _attach_reference(out: Path, parent: Parent, source: PairSource) -> None:
-    """Score the pairs with the parent once; the column is kept under the hash of exactly these weights and data."""
-    key = sha256(f"{parent.id} {source.content} {parent.model.compute_dtype}".encode())[:16]
+def reference_logp(model: Transformer, source: PairSource) -> np.ndarray:
+    """log p of every trained token of the source under `model`, flat and aligned with its tokens; 0 elsewhere."""
+    return column_of_logp(model, source.sequences, source.pad)
+
+
+def _open_reference(path: str | None, parent: Parent, config: TrainConfig) -> Parent:
+    """The parent itself, or another checkpoint that reads the same tokens. Raises ValueError where it does not."""
+    if path is None:
+        return parent
+    reference = open_model(path, device=config.device, precision=config.precision)
+    (ours, room), (theirs, wanted) = (
+        (sha256(p.tokenizer.json)[:12], p.model.config.context_tokens) for p in (reference, parent)
+    )
+    if ours != theirs:
+        raise ValueError(
+            f"reference {reference.path} has another tokenizer ({ours}) than the parent {parent.path} ({theirs}): "
+            "log-probs are compared token by token; name a reference raised with the parent's tokenizer"
+        )
+    if room < wanted:
+        raise ValueError(
+            f"reference {reference.path} reads {room} tokens, the parent {parent.path} {wanted}: it cannot score all the "
+            "parent learns from; name a reference with at least the parent's model.context_tokens"
+        )
+    return reference
+
+
+def _reference_columns(out: Path, reference: Parent, pad: int, **kinds: Sequences) -> dict[str, np.ndarray]:
+    """Each kind scored by the reference once; the columns are kept under the hash of exactly these weights and data."""
+    content = " ".join(sequences.content for sequences in kinds.values())
+    key = sha256(f"{reference.id} {content} {reference.model.compute_dtype}".encode())[:16]
     path = out / f"reference-{key}.safetensors"
     if not path.exists():
-        write_atomically(path, save_arrays({"logp": reference_logp(parent.model, source)}))
-    source.ref_logp = load_arrays(path.read_bytes())["logp"]
+        columns = {name: column_of_logp(reference.model, sequences, pad) for name, sequences in kinds.items()}
+        write_atomically(path, save_arrays(columns))
+    return load_arrays(path.read_bytes())
+
+
+# -------------------------------------------------------------------------------------------------- DPO and KTO
 
 
 def run_dpo(recipe: DpoRecipe, quiet: bool = False) -> Path:
     """Train by DPO and return the last checkpoint; continues what recipe.out already holds."""
     out = Path(recipe.out)
     parent = open_model(recipe.parent, device=recipe.train.device, precision=recipe.train.precision)
-    fixed = fix_recipe(out, "dpo", recipe)
+    reference = _open_reference(recipe.reference, parent, recipe.train)
     source, data = _source(recipe, parent, "answers")
-    _attach_reference(out, parent, source)
+    fixed = fix_recipe(out, "dpo", recipe)
+    source.ref_logp = _reference_columns(out, reference, source.pad, logp=source.sequences)["logp"]
     config = with_steps(recipe.train, recipe.epochs * source.steps_per_epoch())
-    objective = dpo(beta=recipe.beta, label_smoothing=recipe.label_smoothing, nll_weight=recipe.nll_weight)
     return run_stage(
-        "dpo", parent.model, parent.tokenizer, source, objective, config,
-        out=out, recipe=fixed, parent=parent, data=data | {"reference": parent.id}, shown=("loss", "accuracy"), quiet=quiet,
+        "dpo", parent.model, parent.tokenizer, source, recipe.objective(), config,
+        out=out, recipe=fixed, parent=parent, data=data | {"reference": reference.id}, shown=("loss", "accuracy"), quiet=quiet,
+    )  # fmt: skip
+
+
+def thumb_source(
+    parent: Parent, votes: Sequence[Thumb], *, batch_tokens: int = 8192, micro_tokens: int = 16384, seed: int = 0
+) -> ThumbSource:
+    """Votes as batches for a model, whose reference point is measured with that model."""
+    model = parent.model
+
+    @torch.no_grad()
+    def score(batch: Batch) -> torch.Tensor:
+        device = model.embedding.device
+        return torch.cat([model(micro.to(device)).logp.cpu() for micro in batch.split(micro_tokens)])
+
+    source = ThumbSource(
+        render_answers(parent.tokenizer, [(v.prompt, v.answer) for v in votes]), [v.liked for v in votes],
+        limit=model.config.context_tokens + 1, batch_tokens=batch_tokens, seed=seed, pad=parent.tokenizer.pad, score=score,
+    )  # fmt: skip
+    source.forward_tokens = _forward_tokens(model)
+    return source
+
+
+def class_weights(
+    liked: int, disliked: int, desirable: float | None = None, undesirable: float | None = None
+) -> tuple[float, float]:
+    """(desirable, undesirable) weights; what is None is chosen so that both classes weigh the same in all.
+
+    desirable * liked / (undesirable * disliked) = 1, the lower end of the range [1, 4/3] that Ethayarajh et al. 2024
+    (section 4.2) recommend; where both are None the larger class keeps weight 1. Raises ValueError where there is only
+    one class to balance: with likes alone KTO is SFT with a bound, with dislikes alone it only unlearns, and either is
+    to be asked for.
+    """
+    if desirable is not None and undesirable is not None:
+        return desirable, undesirable
+    if not (liked and disliked):
+        what = "liked: add disliked ones, train on them with `fledge sft`" if liked else "disliked: add liked ones"
+        raise ValueError(
+            f"all {liked + disliked} votes are {what}, or set both desirable_weight and undesirable_weight to train on "
+            "one kind all the same; there are no two classes to balance"
+        )
+    if undesirable is not None:
+        return undesirable * disliked / liked, undesirable
+    if desirable is None:
+        desirable = max(1.0, disliked / liked)
+    return desirable, desirable * liked / disliked
+
+
+def run_kto(recipe: KtoRecipe, quiet: bool = False) -> Path:
+    """Train by KTO and return the last checkpoint; continues what recipe.out already holds."""
+    out, config = Path(recipe.out), recipe.train
+    parent = open_model(recipe.parent, device=config.device, precision=config.precision)
+    reference = _open_reference(recipe.reference, parent, config)
+    rejects = Rejects()
+    votes = list(read_thumbs(recipe.votes, encoding=recipe.encoding, skip_bad=recipe.skip_bad, rejects=rejects))
+    require_some(len(votes), recipe.votes, rejects, "votes")
+    source = thumb_source(
+        parent, votes, batch_tokens=config.batch_tokens, micro_tokens=config.micro_tokens, seed=config.seed
+    )
+    _say_left_out("votes", rejects, source.dropped, len(votes), parent)
+    liked = int(source.liked.sum())
+    disliked = source.votes - liked
+    weights = class_weights(liked, disliked, recipe.desirable_weight, recipe.undesirable_weight)
+    balance = f"balance {weights[0] * liked / (weights[1] * disliked):.2f}, 1 to 1.33 is advised" if disliked else ""
+    say(f"votes: {liked} liked with weight {weights[0]:.4g}, {disliked} disliked with {weights[1]:.4g}; {balance}")
+    fixed = fix_recipe(out, "kto", recipe)
+    columns = _reference_columns(out, reference, source.pad, logp=source.sequences, mismatched=source.mismatched)
+    source.set_reference(columns["logp"], columns["mismatched"])
+    config = with_steps(config, recipe.epochs * source.steps_per_epoch())
+    objective = kto(beta=recipe.beta, desirable_weight=weights[0], undesirable_weight=weights[1])
+    data = {
+        "votes": source.votes, "liked": liked, "desirable_weight": weights[0], "undesirable_weight": weights[1],
+        "dropped": source.dropped, "rejected": rejects.as_dict(), "sha256": source.content, "reference": reference.id,
+    }  # fmt: skip
+    return run_stage(
+        "kto", parent.model, parent.tokenizer, source, objective, config,
+        out=out, recipe=fixed, parent=parent, data=data, shown=("loss", "accuracy", "kl"), quiet=quiet,
     )  # fmt: skip
 
 

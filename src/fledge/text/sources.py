@@ -1,6 +1,6 @@
 """Sources of batches. Order is a function of (seed, epoch, position): the state is two integers and a content hash.
 
-Shapes: B rows, T positions, P pairs.
+Shapes: B rows, T positions.
 """
 
 import hashlib
@@ -16,7 +16,6 @@ from fledge.core.checkpoint import canonical_json, sha256, write_atomically
 from fledge.text.template import Rendered
 from fledge.text.tokenizer import Tokenizer
 
-_PAD_TOKENS = 16  # few row lengths: memory of one step fits the next
 _ENCODE_DOCUMENTS = 2000  # documents encoded at once
 
 
@@ -25,7 +24,7 @@ def order(seed: int, epoch: int, count: int) -> np.ndarray:
     return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(count)
 
 
-class _Resumable:
+class Resumable:
     """Epoch, position and content hash, and the refusal to resume on other data."""
 
     def __init__(self, content: str):
@@ -126,7 +125,7 @@ def _groups(items: Iterable, size: int) -> Iterator[list]:
         yield group
 
 
-class DocumentSource(_Resumable):
+class DocumentSource(Resumable):
     """Documents in random order, joined and cut into rows of T; attention stays inside each document."""
 
     def __init__(self, store: TokenStore, *, rows: int, length: int, seed: int):
@@ -219,7 +218,7 @@ class Sequences:
         return sha256(self.tokens.tobytes() + self.weights.tobytes() + self.offsets.tobytes())
 
 
-class ChatSource(_Resumable):
+class ChatSource(Resumable):
     """Conversations packed into rows of T, whole, in random order; attention stays inside each conversation."""
 
     def __init__(self, sequences: Sequences, *, rows: int, length: int, seed: int, pad: int):
@@ -276,87 +275,7 @@ class ChatSource(_Resumable):
         )
 
 
-class PairSource(_Resumable):
-    """(chosen, rejected) in neighbouring rows, padded to the longest of the step.
-
-    read="answers" weights the answers' tokens (DPO); read="end" weights the end token as input, where a reward head
-    reads its score.
-    """
-
-    def __init__(
-        self,
-        pairs: Sequence[tuple[Rendered, Rendered]],
-        *,
-        limit: int,
-        batch_tokens: int,
-        seed: int,
-        pad: int,
-        read: str = "answers",
-        margins: Sequence[float | None] = (),
-    ):
-        """margins: by how much each chosen answer is better, where the data says so; None counts as 0."""
-        fits = [max(len(chosen.tokens), len(rejected.tokens)) <= limit for chosen, rejected in pairs]
-        fitting = [p for p, fit in zip(pairs, fits, strict=True) if fit]
-        kept = [m for m, fit in zip(margins, fits, strict=True) if fit] if margins else []
-        self.margins = np.array([m or 0.0 for m in kept], np.float32) if any(m is not None for m in kept) else None
-        self.dropped = len(pairs) - len(fitting)
-        if not fitting:
-            raise ValueError(
-                f"none of {len(pairs)} pairs fits model.context_tokens = {limit - 1}: raise it or shorten the answers"
-            )
-        self.sequences = Sequences([side for pair in fitting for side in pair], limit)
-        super().__init__(self.sequences.content)
-        self.seed, self.pad, self.read = seed, pad, read
-        sizes = np.diff(self.sequences.offsets)
-        self.pairs = len(fitting)
-        self.pairs_per_step = max(1, min(self.pairs, int(batch_tokens / (2 * sizes.mean()))))
-        self.ref_logp: np.ndarray | None = None  # flat, aligned with sequences.tokens
-
-    def steps_per_epoch(self) -> int:
-        return -(-self.pairs // self.pairs_per_step)
-
-    def __iter__(self) -> Iterator[Batch]:
-        while True:
-            shuffled = order(self.seed, self.epoch, self.pairs)
-            chosen = shuffled[self.position : self.position + self.pairs_per_step]
-            self.position += len(chosen)
-            if self.position >= self.pairs:
-                self.epoch, self.position = self.epoch + 1, 0
-            yield self.batch(chosen.tolist())
-
-    def batch(self, pairs: Sequence[int]) -> Batch:
-        """The given pairs as rows 2i (chosen) and 2i+1 (rejected)."""
-        flat, counts, offsets = self.sequences.tokens, self.sequences.weights, self.sequences.offsets
-        members = [2 * p + side for p in pairs for side in (0, 1)]
-        longest = int(max(offsets[m + 1] - offsets[m] for m in members))
-        longest = -(-longest // _PAD_TOKENS) * _PAD_TOKENS + (self.read == "answers")
-        shape = (len(members), longest if self.read == "end" else longest - 1)
-        tokens, targets = np.full(shape, self.pad), np.full(shape, self.pad)
-        weight, reference = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-        for r, m in enumerate(members):
-            first, last = int(offsets[m]), int(offsets[m + 1])
-            size = last - first
-            if self.read == "end":
-                tokens[r, :size] = flat[first:last]
-                weight[r, size - 1] = 1.0
-                continue
-            tokens[r, : size - 1], targets[r, : size - 1] = flat[first : last - 1], flat[first + 1 : last]
-            weight[r, : size - 1] = counts[first + 1 : last]
-            if self.ref_logp is not None:
-                reference[r, : size - 1] = self.ref_logp[first + 1 : last]
-        return Batch(
-            tokens=torch.from_numpy(tokens),
-            targets=torch.from_numpy(targets),
-            weight=torch.from_numpy(weight),
-            ref_logp=None if self.ref_logp is None else torch.from_numpy(reference),
-            margin=None if self.margins is None else torch.from_numpy(self.margins[np.repeat(pairs, 2)]),
-            units=float(len(pairs)),
-            ids=torch.tensor([p for p in pairs for _ in (0, 1)]),
-            rows_per_unit=2,
-        )
-
-
-class MaskedSource(_Resumable):
+class MaskedSource(Resumable):
     """Masked language modelling over another source's rows (Devlin et al. 2019, section 3.1).
 
     15% of positions are predicted; of those 80% are hidden by the mask token, 10% replaced at random, 10% kept.

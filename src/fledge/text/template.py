@@ -51,18 +51,24 @@ def render_chats(tokenizer: Tokenizer, chats: Sequence[Chat]) -> list[Rendered]:
     return [_assemble(tokenizer, c.messages, [next(bodies) for _ in c.messages]) for c in chats]
 
 
+def render_answers(tokenizer: Tokenizer, answers: Sequence[tuple[Sequence[Message], str]]) -> list[Rendered]:
+    """(prompt, answer) each; only that answer is trained, not earlier turns of the prompt."""
+    chats = [Chat(messages=(*prompt, Message("assistant", answer)), source="") for prompt, answer in answers]
+    rendered = []
+    for tokens, weights in render_chats(tokenizer, chats):
+        start = answer_start(weights)
+        rendered.append(Rendered(tokens, [0] * start + weights[start:]))
+    return rendered
+
+
+def answer_start(weights: Sequence[int]) -> int:
+    """Where the last run of trained tokens begins, in a rendering that ends with an answer."""
+    return len(weights) - weights[::-1].index(0) if 0 in weights else 0
+
+
 def render_pairs(tokenizer: Tokenizer, pairs: Sequence[Pair]) -> list[tuple[Rendered, Rendered]]:
     """(chosen, rejected); only the answers that differ are trained, not earlier turns of the prompt."""
-    chats = [
-        Chat(messages=(*p.prompt, Message("assistant", answer)), source=p.source)
-        for p in pairs
-        for answer in (p.chosen, p.rejected)
-    ]
-    rendered = []
-    for chat, (tokens, weights) in zip(chats, render_chats(tokenizer, chats), strict=True):
-        answer_start = len(tokens) - weights[::-1].index(0) if 0 in weights else 0
-        rendered.append(Rendered(tokens, [0] * answer_start + weights[answer_start:]))
-        assert chat.messages[-1].role == "assistant"
+    rendered = render_answers(tokenizer, [(p.prompt, answer) for p in pairs for answer in (p.chosen, p.rejected)])
     return list(zip(rendered[0::2], rendered[1::2], strict=True))
 
 

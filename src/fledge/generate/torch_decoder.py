@@ -1,0 +1,196 @@
+"""Decoding in plain torch operations: the path of CUDA, and the slow twin of the compiled loop.
+
+Shapes: B rows or slots, A answers, n longest answer, L layers, K key/value heads, G query heads of each, E head width,
+S positions of the cache, V vocabulary.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fledge.core.kernels import attention, rms_norm
+from fledge.core.model import Transformer
+from fledge.generate.sampling import Sampling, draw
+
+_CUDA_STEPS = 8  # steps between looks at who has stopped: a look waits for the device
+
+
+class TorchDecoder:
+    """A static cache of `slots` sequences of at most `positions`, and the step that appends a token to each."""
+
+    def __init__(self, model: Transformer, dtype: torch.dtype, slots: int, positions: int):
+        self.model, self.dtype, self.device = model, dtype, model.embedding.device
+        c = model.config
+        self.kv_heads, self.size, self.positions = c.kv_heads, c.width // c.heads, positions
+        shape = (c.layers, slots * c.kv_heads, positions, self.size)
+        self.keys, self.values = (torch.zeros(shape, dtype=dtype, device=self.device) for _ in range(2))
+        self.hidden = torch.full((slots * c.kv_heads, 1, positions), -torch.inf, dtype=dtype, device=self.device)
+        self.at = torch.zeros(slots, dtype=torch.long, device=self.device)  # [B] positions a slot has filled
+        cos, sin = model.rotary(positions, self.device)
+        self.cos, self.sin = torch.cat((cos, cos), 1), torch.cat((-sin, sin), 1)  # [S,E]: x cos + (x's halves swapped) sin
+        names = ("attention_norm", "qkv", "qkv_bias", "q_norm", "k_norm", "attention_out", "ffn_norm", "gate_up", "down")
+        self.layers = [[self._cast(getattr(layer, name)) for name in names] for layer in model.layers]
+        self.norm, self.head = self._cast(model.norm), self._cast(model.head_weight)
+
+    def _cast(self, weight: Tensor | None) -> Tensor | None:
+        return None if weight is None else weight.to(self.dtype)  # the weights themselves if they are of this dtype
+
+    def prefill(self, prompts: Sequence[Sequence[int]], slots: Tensor, which: Tensor) -> Tensor:
+        """Read prompts, padded on the right, and give slots [B] the prompts of which [B]; next-token logits [B,V]."""
+        model, longest = self.model, max(map(len, prompts))
+        tokens = torch.zeros(len(prompts), longest, dtype=torch.long)
+        for row, prompt in enumerate(prompts):
+            tokens[row, : len(prompt)] = torch.tensor(prompt)
+        tokens, lengths = tokens.to(self.device), torch.tensor([len(p) for p in prompts]).to(self.device)
+        rotary, mask = model.rotary(longest, self.device), model.mask(tokens, None, self.dtype)
+        x = functional.embedding(tokens, model.embedding).to(self.dtype)
+        for i, layer in enumerate(model.layers):
+            q, k, v = layer.project(x, rotary)
+            for cache, new in ((self.keys[i], k), (self.values[i], v)):
+                cache.view(-1, self.kv_heads, self.positions, self.size)[slots, :, :longest] = new[which]
+            y = attention(q, k, v, mask=mask, doc=None, causal=True)  # padding is later than every real token
+            x = layer.finish(x, y)
+        last = x[torch.arange(len(prompts), device=self.device), lengths - 1]
+        self.at[slots] = lengths[which]
+        seen = torch.arange(self.positions, device=self.device) < lengths[which, None]
+        hidden = self.hidden.view(-1, self.kv_heads, self.positions)
+        hidden[slots] = torch.zeros(seen.shape, dtype=self.dtype, device=self.device).masked_fill_(~seen, -torch.inf)[:, None]
+        return model.logits(rms_norm(last, model.norm, model.config.norm_eps))[which]
+
+    def step(self, tokens: Tensor, reach: int) -> Tensor:
+        """Append a token [B] to each slot; next logits [B,V] float32. reach: no slot is longer after it."""
+        rows, eps, at = len(tokens), self.model.config.norm_eps, self.at
+        width, size, kv = self.model.config.width, self.size, self.kv_heads
+        cos, sin = self.cos[at][:, None], self.sin[at][:, None]  # [B,1,E]
+        place = (torch.arange(rows * kv, device=self.device).view(rows, kv) * self.positions + at[:, None]).flatten()
+        self.hidden.view(-1).index_fill_(0, place, 0.0)
+        hidden = self.hidden[:, :, :reach]
+        x = functional.embedding(tokens, self.model.embedding).to(self.dtype)  # [B,D]
+        for i, (norm, qkv, bias, q_norm, k_norm, out, ffn_norm, gate_up, down) in enumerate(self.layers):
+            heads = functional.linear(functional.rms_norm(x, (width,), norm, eps), qkv, bias).view(rows, -1, size)
+            looking, v = heads.split((heads.shape[1] - kv, kv), 1)  # queries and keys [B,H+K,E], values [B,K,E]
+            if q_norm is not None:
+                q, k = looking.split((looking.shape[1] - kv, kv), 1)
+                q, k = functional.rms_norm(q, (size,), q_norm, eps), functional.rms_norm(k, (size,), k_norm, eps)
+                looking = torch.cat((q, k), 1)
+            q, k = self._turn(looking, cos, sin).split((looking.shape[1] - kv, kv), 1)
+            self.keys[i].view(-1, size).index_copy_(0, place, k.reshape(-1, size))
+            self.values[i].view(-1, size).index_copy_(0, place, v.reshape(-1, size))
+            keys, values = self.keys[i, :, :reach], self.values[i, :, :reach]  # [B*K,reach,E]
+            scores = torch.baddbmm(hidden, q.reshape(rows * kv, -1, size), keys.transpose(1, 2), alpha=size**-0.5)
+            y = torch.bmm(torch.softmax(scores, -1), values)  # [B*K,G,E]
+            x = torch.addmm(x, y.view(rows, width), out.t())
+            gate, up = functional.linear(functional.rms_norm(x, (width,), ffn_norm, eps), gate_up).chunk(2, -1)
+            x = torch.addmm(x, functional.silu(gate).mul_(up), down.t())
+        return functional.linear(functional.rms_norm(x, (width,), self.norm, eps), self.head).float()
+
+    @staticmethod
+    def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Rotate x [B,heads,E] (rotate_heads of kernels.py)."""
+        return (x * cos).addcmul_(x.roll(x.shape[-1] // 2, -1), sin).to(x.dtype)
+
+    def keep(self, slots: Tensor) -> None:
+        """Keep only these slots."""
+        rows = (slots[:, None] * self.kv_heads + torch.arange(self.kv_heads, device=self.device)).flatten()
+        self.keys, self.values = self.keys.index_select(1, rows), self.values.index_select(1, rows)
+        self.hidden, self.at = self.hidden[rows], self.at[slots]
+
+
+class TorchBatch:
+    """Prompts answered in step, by a caller that draws by itself: logits [B,V] after each step; rows leave as they finish."""
+
+    draw = staticmethod(draw)
+
+    def __init__(self, decoder: TorchDecoder, prompts: Sequence[Sequence[int]]):
+        self.decoder, self.reach = decoder, max(map(len, prompts))
+        every = torch.arange(len(prompts), device=decoder.device)
+        self.logits = decoder.prefill(prompts, every, every)
+
+    def step(self, tokens: Tensor) -> None:
+        """Append a token [B] to each row."""
+        self.reach += 1
+        self.logits = self.decoder.step(tokens, self.reach)
+        self.decoder.at += 1
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows only."""
+        self.decoder.keep(rows)
+
+
+class TorchRun:
+    """Answers A prompts x samples in the slots of a decoder; everything about a slot stays on the device.
+
+    A slot without an answer writes to row A of the results, which nobody reads.
+    """
+
+    def __init__(
+        self, decoder: TorchDecoder, prompts: Sequence[Sequence[int]], samples: int, sampling: Sampling, limits: Tensor,
+        chance: Tensor, stop_ids: Sequence[int], slots: int,
+    ):  # fmt: skip
+        """limits [A] int64: most tokens of each answer; chance [A,n] float32."""
+        device, self.answers, longest = decoder.device, len(limits), int(limits.max())
+        self.decoder, self.prompts, self.samples, self.sampling = decoder, prompts, samples, sampling
+        self.limits = functional.pad(limits, (0, 1), value=1).to(device)
+        self.chance = functional.pad(chance, (0, 0, 0, 1)).to(device)
+        self.stops = torch.tensor(stop_ids, dtype=torch.long, device=device)
+        self.tokens = torch.full((self.answers + 1, longest), -1, device=device)
+        self.logp = torch.zeros(self.answers + 1, longest, device=device)
+        self.lengths = torch.zeros(self.answers + 1, dtype=torch.long, device=device)
+        self.stopped = torch.zeros(self.answers + 1, dtype=torch.bool, device=device)
+        self.answer = torch.full((slots,), self.answers, device=device)  # [B] which answer a slot writes
+        self.made, self.token = torch.zeros_like(self.answer), torch.zeros_like(self.answer)
+        self.reach = torch.zeros(slots, dtype=torch.long)  # on the host: at least the positions each slot has filled
+        self.next = 0
+
+    def run(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """tokens [A,n], logp [A,n], lengths [A], stopped [A] of Samples, on the CPU."""
+        decoder, step = self.decoder, 0
+        while True:
+            if step % (_CUDA_STEPS if decoder.device.type == "cuda" else 1) == 0 and not self._refill():
+                break
+            step += 1
+            self.reach = (self.reach + 1).clamp_(max=decoder.positions)
+            logits = decoder.step(self.token, int(self.reach.max()))
+            decoder.at += self.answer < self.answers
+            self._append(slice(None), logits)
+        return tuple(t[: self.answers].cpu() for t in (self.tokens, self.logp, self.lengths, self.stopped))
+
+    def _refill(self) -> bool:
+        """Free slots take the answers that wait, a few at a time; with none waiting the batch shrinks. False: all done."""
+        busy = (self.answer < self.answers).cpu()
+        waiting, total = self.answers - self.next, len(busy)
+        while waiting and total - int(busy.sum()) >= min(waiting, max(1, total // 8)):
+            slots = (~busy).nonzero().squeeze(1)[:waiting]
+            answers = torch.arange(self.next, self.next + len(slots))
+            self.next += len(slots)
+            asked, which = (answers // self.samples).unique_consecutive(return_inverse=True)
+            prompts = [self.prompts[p] for p in asked.tolist()]
+            self.reach[slots] = torch.tensor([len(p) for p in prompts])[which]
+            there = slots.to(self.decoder.device)
+            logits = self.decoder.prefill(prompts, there, which.to(self.decoder.device))
+            self.answer[there], self.made[there] = answers.to(self.decoder.device), 0
+            self._append(there, logits)
+            busy, waiting = (self.answer < self.answers).cpu(), self.answers - self.next
+        self.reach[~busy] = 0
+        if 0 < int(busy.sum()) <= total // 2:
+            kept = busy.nonzero().squeeze(1)
+            there = kept.to(self.decoder.device)
+            self.decoder.keep(there)
+            self.reach = self.reach[kept]
+            self.answer, self.made, self.token = self.answer[there], self.made[there], self.token[there]
+        return bool(busy.any())
+
+    def _append(self, slots: Tensor | slice, logits: Tensor) -> None:
+        """Draw a token for each of these slots and write it down."""
+        answer, made = self.answer[slots], self.made[slots]
+        token, logp = draw(logits, self.sampling, self.chance[answer, made])
+        self.tokens[answer, made], self.logp[answer, made] = token, logp
+        made = made + 1
+        stop = torch.isin(token, self.stops)
+        self.lengths[answer], self.stopped[answer] = made, stop
+        ended = stop | (made >= self.limits[answer])
+        self.token[slots] = token
+        self.answer[slots] = answer.masked_fill(ended, self.answers)
+        self.made[slots] = made.masked_fill(ended, 0)
