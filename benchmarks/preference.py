@@ -1,10 +1,11 @@
-"""Samples per CPU second of whole training steps, ours and TRL's trainers, side by side in one process: SFT, DPO, KTO, reward.
+"""Samples per CPU second of whole steps, ours and TRL's trainers, side by side in one process: SFT, DPO, KTO, reward, GRPO.
 
 Same shape, tokens, samples per step, dtype policy (float32 weights, bfloat16 products), optimiser and allocator settings. A
 step is the whole period of each loop: drawing and padding the batch, forward, backward, clipping, optimiser, its own
 bookkeeping; logging and saving are off. The two alternate, one thread, with a bfloat16 matrix product timed around each turn
 as the calibration. SFT: 16 conversations of 10 to 70 words a step (TRL pads them, ours packs them). DPO and reward: 8 pairs;
-KTO: 16 votes; answers of about 57 tokens, prompts of about 29.
+KTO: 16 votes; answers of about 57 tokens, prompts of about 29. GRPO: 8 answers of at most 64 tokens to each of 4 prompts, sampled
+at temperature 1, scored by the number of different words, no KL (TRL's default).
 
 Both sides have scored the reference before the clock starts (TRL: precompute_ref_log_probs, its faster mode); --as-shipped
 adds TRL's default, which runs the reference beside the policy.
@@ -37,16 +38,19 @@ from fledge.core import native
 from fledge.core.config import TrainConfig
 from fledge.core.model import ModelConfig, Transformer
 from fledge.core.objectives import dpo, kto, reward_pairs, weighted_nll
+from fledge.core.policy import policy_gradient
 from fledge.core.train import train
+from fledge.generate.rollout import RolloutConfig, Rollouts
 from fledge.stages.common import Parent
 from fledge.stages.prefer import column_of_logp, pair_source, reference_logp, thumb_source
 from fledge.text.formats import Chat, Message, Pair, Thumb
 from fledge.text.sources import ChatSource, Sequences
-from fledge.text.template import JINJA, render_chats
+from fledge.text.template import JINJA, render_chats, render_prompt
 from fledge.text.tokenizer import SPECIALS, Tokenizer
 
 VOCAB, CONTEXT, WARM, STEPS = 4096, 256, 3, 8
 SHAPES = {"XS": (128, 4, 4, 352), "S": (256, 6, 4, 704)}  # width, layers, heads, feed-forward
+KINDS = ("sft", "dpo", "kto", "reward", "grpo")
 LR = 1e-5
 
 
@@ -67,6 +71,11 @@ def toy(count: int = 256) -> tuple[Tokenizer, list[Chat], list[Pair]]:
         chats.append(Chat((*prompt, Message("assistant", words(draw.randint(10, 70)))), str(n)))
         pairs.append(Pair(prompt, words(44), words(44), str(n)))
     return tokenizer, chats, pairs
+
+
+def distinct_words(texts: list[str], **_) -> list[float]:
+    """The reward of GRPO on both sides."""
+    return [float(len(set(text.split()))) for text in texts]
 
 
 def periods(times: list[float]) -> list[float]:
@@ -100,6 +109,11 @@ def our_turn(kind: str, shape: tuple, tokenizer: Tokenizer, chats: list[Chat], p
         source.set_reference(
             *(column_of_logp(model, sequences, tokenizer.pad) for sequences in (source.sequences, source.mismatched))
         )
+    elif kind == "grpo":
+        prompts = [render_prompt(tokenizer, p.prompt) for p in pairs]
+        settings = RolloutConfig(prompts_per_update=4, group_size=8, max_tokens=64, kl="off", cut_penalty=0.0)
+        source = Rollouts(model, tokenizer, prompts, lambda _, answers: distinct_words(answers), settings)
+        objective = policy_gradient(clip=(0.2, 0.2))
     else:
         source = pair_source(parent, pairs, read="end" if kind == "reward" else "answers")
         source.pairs_per_step = 8
@@ -114,7 +128,9 @@ def our_turn(kind: str, shape: tuple, tokenizer: Tokenizer, chats: list[Chat], p
         class Counted:  # the source, with the samples of each step counted
             def __iter__(self):
                 for batch in source:
-                    samples.append(float((batch.doc.amax(1) + 1).sum()) if kind == "sft" else batch.units)
+                    packed = kind == "sft"
+                    rows = float(len(batch.tokens)) / batch.rows_per_unit
+                    samples.append(float((batch.doc.amax(1) + 1).sum()) if packed else rows)
                     yield batch
 
             state_dict, load_state_dict = source.state_dict, source.load_state_dict
@@ -167,16 +183,27 @@ def their_turn(
     votes = [{"prompt": r["prompt"], "completion": r[k], "label": k == "chosen"} for r in rows for k in ("chosen", "rejected")]
     random.Random(1).shuffle(votes)
     talks = [{"prompt": plain(c.messages[:-1]), "completion": plain(c.messages[-1:])} for c in chats]
+    if kind == "grpo":
+        for name in ("gradient_checkpointing", "max_length"):
+            common.pop(name)
+    asked = [{"prompt": row["prompt"]} for row in rows]
+    sampling = {"num_generations": 8, "max_completion_length": 64, "temperature": 1.0, "per_device_train_batch_size": 32}
+
+    def scored(completions, **_) -> list[float]:
+        return distinct_words([c[0]["content"] for c in completions])
+
     seqcls = kind == "reward"
     model = (transformers.LlamaForSequenceClassification if seqcls else transformers.LlamaForCausalLM)(config)
-    held = {} if precompute or kind in ("sft", "reward") else {"ref_model": copy.deepcopy(model)}
+    held = {} if precompute or kind in ("sft", "reward", "grpo") else {"ref_model": copy.deepcopy(model)}
     ahead = {"precompute_ref_log_probs": precompute}
     trainer_kind, arguments, data = {
         "sft": lambda: (trl.SFTTrainer, trl.SFTConfig(per_device_train_batch_size=16, **common), talks),
         "dpo": lambda: (trl.DPOTrainer, trl.DPOConfig(per_device_train_batch_size=8, **ahead, **common), rows),
         "kto": lambda: (trl.KTOTrainer, trl.KTOConfig(per_device_train_batch_size=16, **ahead, **common), votes),
         "reward": lambda: (trl.RewardTrainer, trl.RewardConfig(per_device_train_batch_size=8, **common), rows),
+        "grpo": lambda: (trl.GRPOTrainer, trl.GRPOConfig(gradient_checkpointing=False, **sampling, **common), asked),
     }[kind]()
+    held |= {"reward_funcs": [scored]} if kind == "grpo" else {}
     times: list[float] = []
 
     class Clock(transformers.TrainerCallback):
@@ -234,7 +261,7 @@ def compare(name: str, kind: str, data: tuple, rounds: int, precompute: bool) ->
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", action="append", choices=["sft", "dpo", "kto", "reward"])
+    parser.add_argument("--only", action="append", choices=KINDS)
     parser.add_argument("--shape", action="append", choices=list(SHAPES))
     parser.add_argument("--as-shipped", action="store_true", help="also TRL's default, the reference beside the policy")
     parser.add_argument("--json", type=Path)
@@ -250,7 +277,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|")
     rows = []
     for name in options.shape or SHAPES:
-        for kind in options.only or ("sft", "dpo", "kto", "reward"):
+        for kind in options.only or KINDS:
             modes = [True] + [False] * (options.as_shipped and kind in ("dpo", "kto"))
             for precompute in modes:
                 r = compare(name, kind, data, options.rounds, precompute)

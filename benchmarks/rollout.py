@@ -5,6 +5,8 @@ float32 matrix product timed before each turn as the calibration. On a CPU the f
 thread, reading the prompts included; on CUDA it is tokens per second of wall time. transformers runs in the best of its
 modes (dynamic or static cache, float32 or bfloat16), found once per case before the turns.
 
+Whole steps of GRPO against TRL are in preference.py.
+
     python benchmarks/rollout.py [--device cuda] [--rounds 5] [--json FILE]
 """
 
@@ -65,7 +67,14 @@ def our_modes(shape: tuple, prompts: Tensor) -> dict[str, Work]:
     """Our ways of writing NEW tokens after each prompt."""
     width, layers, heads, ffn = shape
     config = ModelConfig(
-        size="pocket", vocab_size=VOCAB, width=width, layers=layers, heads=heads, ffn_width=ffn, context_tokens=PROMPT + NEW, tied=True
+        size="pocket",
+        vocab_size=VOCAB,
+        width=width,
+        layers=layers,
+        heads=heads,
+        ffn_width=ffn,
+        context_tokens=PROMPT + NEW,
+        tied=True,
     )
     model = Transformer(config).initialise(0).to(prompts.device).eval()
     asked, sampling = prompts.tolist(), Sampling(temperature=1.0, max_tokens=NEW)
@@ -82,7 +91,9 @@ def our_modes(shape: tuple, prompts: Tensor) -> dict[str, Work]:
     bf16, f32 = torch.bfloat16, torch.float32
     if prompts.device.type == "cuda":
         return {"torch bfloat16": ours(False, bf16), "torch float32": ours(False, f32)}
-    native = {"native bfloat16": ours(True, bf16), "native float32": ours(True, f32)} if Engine(model, []).native else {}
+    native = (
+        {"native bfloat16": ours(True, bf16), "native float32": ours(True, f32)} if Engine(model, []).native else {}
+    )
     return {**native, "torch float32": ours(False, f32)}
 
 
@@ -157,24 +168,17 @@ def generation(device: torch.device, rounds: int) -> list[dict]:
     return found
 
 
-# ------------------------------------------------------------------------------------------------ GRPO, a whole step
-# (its comparison goes here: a function of (device, rounds) that prints its table and returns its rows, and its name in TABLES)
-
-TABLES = {"generation": generation}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--table", choices=TABLES, action="append", help="default: all")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     device = runtime.choose_device(options.device)
     torch.set_num_threads(1)
     where = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
     print(f"{where}, torch {torch.__version__}, unit: tokens per {'' if device.type == 'cuda' else 'CPU '}second\n")
-    found = {name: TABLES[name](device, options.rounds) for name in options.table or TABLES}
+    found = generation(device, options.rounds)
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n")
 

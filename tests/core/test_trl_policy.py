@@ -1,4 +1,4 @@
-"""Our policy gradients and TRL's on the same weights, answers and rewards: TRL scores and computes as it does in training.
+"""Our policy gradients and TRL's on the same weights, answers and rewards.
 
 Both sides are the real code: their `_generate_and_score_completions` and `_compute_loss`, our `Rollouts` and
 `policy_gradient`. Only what was said is given, so that lengths vary and some answers are cut off.
@@ -51,7 +51,7 @@ def said(words) -> list[list[int]]:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """(their policy, their reference's folder, our policy, our reference): the reference is the policy moved a little."""
+    """(their policy, folder of their reference, our policy, our reference), which is the policy moved a little."""
     theirs, config = hugging_face_twin("llama", tied=True, kv_heads=2)
     other = copy.deepcopy(theirs)
     torch.manual_seed(1)
@@ -112,9 +112,9 @@ class Told(Rollouts):
 
 
 def our_source(models, words: Tokenizer, said, found: dict[str, Tensor], **settings) -> Told:
-    prompts = [
-        ids[mask.bool()].tolist() for ids, mask in zip(found["prompt_ids"], found["prompt_mask"], strict=True)
-    ][::GROUP]
+    prompts = [ids[mask.bool()].tolist() for ids, mask in zip(found["prompt_ids"], found["prompt_mask"], strict=True)][
+        ::GROUP
+    ]
     assert len({len(p) for p in prompts}) > 1
     config = RolloutConfig(prompts_per_update=len(prompts), group_size=GROUP, max_tokens=LONGEST, **settings)
     reference = None if config.kl == "off" else models[3]
@@ -143,7 +143,10 @@ def test_grpo(loss_type, setting, models, words, said, tmp_path):
     if setting == "two-sided":
         theirs["delta"], clip = 1.5, (0.2, 0.3, 1.5)
     if setting == "with KL":
-        theirs |= {"beta": 0.4, "use_bias_correction_kl": False}  # as in GRPO's equation 3; their default is DeepSeek-V3.2's
+        theirs |= {
+            "beta": 0.4,
+            "use_bias_correction_kl": False,
+        }  # as in GRPO's equation 3; their default is DeepSeek-V3.2's
         ours |= {"kl": "loss", "kl_coefficient": 0.4}
     if setting == "no scaling":
         theirs["scale_rewards"] = "none"

@@ -91,7 +91,8 @@ def test_progress_is_paid_as_it_happens_and_with_potential_paid_back_at_the_end(
 def test_potential_shaping_leaves_the_return_of_every_answer_as_it_is_and_steps_do_not():
     """Up to Phi(start) = 0: no answer can gain on another by it (Ng et al. 1999, theorem 1)."""
     start = {
-        kind: credited(shaped=shaped_rewards(FOUR, 2, kind, told, Letters()))[0][:, 0] for kind in ("potential", "steps")
+        kind: credited(shaped=shaped_rewards(FOUR, 2, kind, told, Letters()))[0][:, 0]
+        for kind in ("potential", "steps")
     }
     assert torch.allclose(start["potential"], REWARDS, atol=1e-6)
     assert (start["steps"] - REWARDS).abs().max() > 0.3

@@ -7,7 +7,7 @@ from torch import Tensor
 from fledge.core import native
 from fledge.core.model import Transformer
 from fledge.core.optim import Optimizer
-from fledge.generate import native_decoder
+from fledge.generate import native_decoder, torch_decoder
 from fledge.generate.engine import Engine, Samples
 from fledge.generate.native_decoder import NativeBatch, NativeDecoder, Packed
 from fledge.generate.sampling import Sampling
@@ -85,6 +85,15 @@ def test_sampled_answers_are_those_of_the_twin(make_model):
     model, asked = make_model(spread=0.1), many(9)
     for sampling in (FREE, Sampling(temperature=0.8, top_k=20, top_p=0.9, max_tokens=14)):
         same(*(Engine(model, STOPS, native=n).sample(asked, sampling, samples=2) for n in (True, False)))
+
+
+def test_a_run_that_rarely_looks_who_has_stopped_says_the_same(make_model, monkeypatch):
+    """As on CUDA: slots stay empty for some steps, and nothing is written for them."""
+    model, asked = make_model(spread=0.15), many(13)
+    engine = Engine(model, STOPS, native=False)
+    expected = engine.sample(asked, FREE, samples=2, slots=5)
+    monkeypatch.setitem(torch_decoder._LOOK_STEPS, "cpu", 8)
+    same(expected, engine.sample(asked, FREE, samples=2, slots=5))
 
 
 def test_prompts_longer_than_a_step_takes_rows(make_model):

@@ -35,7 +35,9 @@ def looks(run: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in [*sorted((run / "looks").iterdir()), run / "flags.json"]}
 
 
-def disturb(trainers: Trainers, place: Path, made: dict, steps: int, kills: int, seed: int) -> tuple[list[int], list[int]]:
+def disturb(
+    trainers: Trainers, place: Path, made: dict, steps: int, kills: int, seed: int
+) -> tuple[list[int], list[int]]:
     """(step at each death, step inside its rollout of the checkpoint left then) of a run that then equals `whole`."""
     whole, killed = place / "whole", place / "killed"
     trainers.run("stage", whole, verb="reinforce", recipe=made)
@@ -56,7 +58,9 @@ def disturb(trainers: Trainers, place: Path, made: dict, steps: int, kills: int,
     assert_same_run(whole / "run", killed / "run")
     assert looks(whole / "run") == looks(killed / "run")
     rows = read_jsonl(killed / "run" / "metrics.jsonl")
-    assert [row["step"] for row in rows] == list(range(1, steps + 1)) and sum(row["grad_norm"] > 0 for row in rows) > steps / 2
+    assert [row["step"] for row in rows] == list(range(1, steps + 1)) and sum(
+        row["grad_norm"] > 0 for row in rows
+    ) > steps / 2
     assert len(deaths) == kills and max(deaths) - min(deaths) > steps / 2, "the kills fell all over the run"
     return deaths, inner
 

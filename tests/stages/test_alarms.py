@@ -32,7 +32,9 @@ def raised(
         x = (n - 1) / (UPDATES - 1)
         if looks and n % 10 == 0:
             seen.append(Look(n, looks(x)))
-        found += [(n, flag) for flag in alarms.update({k: f(x) for k, f in figures.items()}, seen if n % 10 == 0 else [])]
+        found += [
+            (n, flag) for flag in alarms.update({k: f(x) for k, f in figures.items()}, seen if n % 10 == 0 else [])
+        ]
     return found
 
 
@@ -58,7 +60,10 @@ def test_kl_far_from_the_reference(target, limit):
     means = {n: 40 * (n - 5.5) / (UPDATES - 1) for n in range(20, UPDATES + 1)}  # of the last 10 updates
     assert at == min(n for n, mean in means.items() if mean > limit)
     mean = means[at]
-    assert flag.startswith(f"KL to the reference is {mean:.1f} nats per answer, above {limit:.1f}") and "kl_coefficient" in flag
+    assert (
+        flag.startswith(f"KL to the reference is {mean:.1f} nats per answer, above {limit:.1f}")
+        and "kl_coefficient" in flag
+    )
     assert raised(kl_target=target, kl=ramp(0, 0.95 * limit)) == []
     assert raised(kl_target=target, kl=ramp(0, -40)) == []
 
@@ -100,13 +105,23 @@ def test_a_reward_that_is_gamed():
     ((at, flag),) = raised(looks=looks)
     assert at == 50 and "score on held-out prompts fell from 0.60 (step 30) to 0.20" in flag
     first = 0.2 + 0.4 * 4.5 / 59
-    assert flag.startswith(f"the reward rose from {first:.2f} to {0.2 + 0.4 * 44.5 / 59:.2f}") and "near step 30" in flag
+    assert (
+        flag.startswith(f"the reward rose from {first:.2f} to {0.2 + 0.4 * 44.5 / 59:.2f}") and "near step 30" in flag
+    )
     assert raised(looks=looks, reward=ramp(0.3, 0.3)) == []  # both fall: that is no gaming
     assert raised(looks=lambda x: {"score": 0.5 + (0.01 if x < 0.5 else -0.01)}) == []  # noise
 
 
 def test_nothing_is_said_before_20_updates():
     alarms = Alarms(1.0, True)
-    bad = {"reward": 0.0, "reward_std": 0.1, "entropy": 1.0, "no_signal": 0.0, "length": 9.0, "cut_off": 1.0, "kl": 99.0}
+    bad = {
+        "reward": 0.0,
+        "reward_std": 0.1,
+        "entropy": 1.0,
+        "no_signal": 0.0,
+        "length": 9.0,
+        "cut_off": 1.0,
+        "kl": 99.0,
+    }
     told = [alarms.update(bad, []) for _ in range(40)]
     assert [len(flags) for flags in told] == [0] * 19 + [2] + [0] * 20

@@ -91,7 +91,9 @@ def test_an_answer_that_occurs_twice_is_scored_once():
 def parent(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("parent")
     text = folder / "text.jsonl"
-    text.write_text("".join(json.dumps({"text": f"ada and bo meet {i} times, who is here? go away!"}) + "\n" for i in range(60)))
+    text.write_text(
+        "".join(json.dumps({"text": f"ada and bo meet {i} times, who is here? go away!"}) + "\n" for i in range(60))
+    )
     recipe = {
         "out": str(folder / "base"), "text": [str(text)], "vocab_size": 280,
         "model": {"size": "tiny", "layers": 1, "context_tokens": 48},
@@ -114,7 +116,15 @@ def rows_of(path: Path) -> list[dict]:
 def prompts(tmp_path) -> str:
     path = tmp_path / "prompts.jsonl"
     rows = [{"prompt": f"who is {name}?", "system": "be short"} for name in ("ada", "bo", "cy")]
-    rows.append({"prompt": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}, {"role": "user", "content": "who?"}]})
+    rows.append(
+        {
+            "prompt": [
+                {"role": "user", "content": "hi"},
+                {"role": "assistant", "content": "hello"},
+                {"role": "user", "content": "who?"},
+            ]
+        }
+    )
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
 
@@ -139,6 +149,12 @@ def test_files_are_read_by_sft_and_dpo(parent, prompts, tmp_path, capsys):
     assert "fledge sft --chats" in capsys.readouterr().err
 
 
+def test_answers_that_all_score_alike_make_no_pair(parent, prompts, tmp_path):
+    result = run(options(tmp_path, parent, prompts=[prompts], reward=["contains:zzzz"]))
+    assert {row["reward"] for row in result["curve"]} == {0.0}
+    assert rows_of(tmp_path / "best" / "pairs.jsonl") == [] and len(rows_of(tmp_path / "best" / "best.jsonl")) == 4
+
+
 def test_the_same_seed_gives_the_same_files(parent, prompts, tmp_path):
     def files(name: str, **over) -> list[bytes]:
         run(options(tmp_path, parent, prompts=[prompts], out=str(tmp_path / name), **over))
@@ -155,7 +171,19 @@ def test_a_task_tells_its_own_score_beside_the_reward(parent, tmp_path, capsys):
 
 
 def test_from_is_the_parent_on_the_command_line(parent, prompts, tmp_path):
-    words = ["best-of-n", "--out", str(tmp_path / "b"), "--from", parent, "--prompts", prompts, "--reward", "length:6", "--n", "2"]
+    words = [
+        "best-of-n",
+        "--out",
+        str(tmp_path / "b"),
+        "--from",
+        parent,
+        "--prompts",
+        prompts,
+        "--reward",
+        "length:6",
+        "--n",
+        "2",
+    ]
     assert main([*words, "--max-tokens", "4"]) == 0
     assert len(rows_of(tmp_path / "b" / "best.jsonl")) == 4
 

@@ -112,7 +112,7 @@ def kernel(name: str, dtype: torch.dtype):
 
 
 def path_taken() -> str:
-    """"native" or "torch": what training steps on this machine's CPU run through."""
+    """ "native" or "torch": what training steps on this machine's CPU run through."""
     return "native" if library() else "torch"
 
 

@@ -58,7 +58,9 @@ class Engine:
         self.device = model.embedding.device
         self._asked_dtype, self._asked_native, self._packed = dtype, native, Packed()
         if native and not self.native:
-            raise ValueError("native = True: needs a C++ compiler and a causal model with float32 weights on the CPU; set None")
+            raise ValueError(
+                "native = True: needs a C++ compiler and a causal model with float32 weights on the CPU; set None"
+            )
 
     @property
     def native(self) -> bool:
@@ -84,7 +86,9 @@ class Engine:
                     f"prompt {row} has {len(prompt)} tokens, the model's context is {context}: shorten it or drop old turns"
                 )
             if min(prompt) < 0 or max(prompt) >= vocab:
-                raise ValueError(f"prompt {row} has token {min(prompt)} or {max(prompt)}: the vocabulary is 0 to {vocab - 1}")
+                raise ValueError(
+                    f"prompt {row} has token {min(prompt)} or {max(prompt)}: the vocabulary is 0 to {vocab - 1}"
+                )
 
     def _limits(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> Tensor:
         """Most tokens [P] each prompt can be answered with."""
@@ -111,7 +115,9 @@ class Engine:
         made = torch.full((len(prompts), room), -1, dtype=torch.long, device=self.device)
         stops = torch.tensor(self.stop_ids, device=self.device)
         if self.native:
-            batch = NativeBatch(NativeDecoder(self.model, self._packed, self.dtype, len(prompts), longest + room), prompts)
+            batch = NativeBatch(
+                NativeDecoder(self.model, self._packed, self.dtype, len(prompts), longest + room), prompts
+            )
         else:
             batch = TorchBatch(TorchDecoder(self.model, self.dtype, len(prompts), longest + room), prompts)
         for n in range(room):
@@ -134,7 +140,12 @@ class Engine:
 
     @torch.inference_mode()
     def _stepwise(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, rules: Sequence[LogitRule], streams: np.ndarray, slots: int
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        rules: Sequence[LogitRule],
+        streams: np.ndarray,
+        slots: int,
     ) -> Samples:
         """sample() one step at a time, so that rules see the logits: prompts of like length share a batch."""
         rows, longest = len(prompts), int(self._limits(prompts, sampling).max())
@@ -146,7 +157,10 @@ class Engine:
             batch = self.steps([prompts[i] for i in members], sampling, rules, streams=streams[members].tolist())
             for n, events in enumerate(batch):
                 row = torch.tensor([members[e[0]] for e in events])
-                tokens[row, n], logp[row, n] = torch.tensor([e[1] for e in events]), torch.tensor([e[2] for e in events])
+                tokens[row, n], logp[row, n] = (
+                    torch.tensor([e[1] for e in events]),
+                    torch.tensor([e[2] for e in events]),
+                )
                 lengths[row], stopped[row] = n + 1, torch.tensor([e[3] == "stop" for e in events])
         return Samples(tokens, logp, lengths, stopped)
 
@@ -181,7 +195,9 @@ class Engine:
             found = self._sample(prompts, sampling, samples, own, min(slots, rows))
         longest = int(found.lengths.max())
         found = Samples(found.tokens[:, :longest], found.logp[:, :longest], found.lengths, found.stopped)
-        return Samples(*(t.clone() for t in found))  # outside inference mode: training may save them for its backward pass
+        return Samples(
+            *(t.clone() for t in found)
+        )  # outside inference mode: training may save them for its backward pass
 
     @torch.inference_mode()
     def _sample(
@@ -190,7 +206,9 @@ class Engine:
         per_prompt = self._limits(prompts, sampling)
         limits, native = per_prompt.repeat_interleave(samples), self.native
         positions = max(len(p) + n for p, n in zip(prompts, per_prompt.tolist(), strict=True))
-        chance = uniforms(sampling.seed, streams.tolist(), int(limits.max())) if sampling.temperature or not native else None
+        chance = (
+            uniforms(sampling.seed, streams.tolist(), int(limits.max())) if sampling.temperature or not native else None
+        )
         if native:
             slots = useful_slots(slots)
             decoder = NativeDecoder(self.model, self._packed, self.dtype, slots, positions)

@@ -16,7 +16,9 @@ from fledge.core.model import Transformer
 from fledge.generate.sampling import Sampling
 
 _CHUNK_ROWS = 64  # most rows of a step: answers being written and prompts being read
-_THREAD_SLOTS = 32  # answers a thread writes at once: the products are at full speed, and a small model's cache stays in L3
+_THREAD_SLOTS = (
+    32  # answers a thread writes at once: the products are at full speed, and a small model's cache stays in L3
+)
 _TEAM_SLOTS = 4  # threads decode alone where each gets this many answers; below, they may share every product
 _SHARED_WEIGHTS = 32 << 20  # rows x parameters of a step worth sharing: 5 L barriers cost more than they save below
 _STEPS = 64  # between looks at the signals Python has received
@@ -138,7 +140,10 @@ class NativeDecoder:
         for i, layer in enumerate(model.layers):
             parts += [layer.attention_norm, packed.get(f"{i}.qkv", layer.qkv, dtype), layer.qkv_bias]
             parts += [layer.q_norm, layer.k_norm, packed.get(f"{i}.out", layer.attention_out, dtype), layer.ffn_norm]
-            parts += [packed.get(f"{i}.gate_up", layer.gate_up, dtype, gated=True), packed.get(f"{i}.down", layer.down, dtype)]
+            parts += [
+                packed.get(f"{i}.gate_up", layer.gate_up, dtype, gated=True),
+                packed.get(f"{i}.down", layer.down, dtype),
+            ]
         self._keep += parts
         self._parts = (_pointer * len(parts))(*(None if t is None else t.data_ptr() for t in parts))
         self.model = _Model(

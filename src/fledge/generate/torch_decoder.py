@@ -14,7 +14,7 @@ from fledge.core.kernels import attention, rms_norm
 from fledge.core.model import Transformer
 from fledge.generate.sampling import Sampling, draw
 
-_CUDA_STEPS = 8  # steps between looks at who has stopped: a look waits for the device
+_LOOK_STEPS = {"cpu": 1, "cuda": 8}  # steps between looks at who has stopped: a look waits for the device
 
 
 class TorchDecoder:
@@ -26,11 +26,24 @@ class TorchDecoder:
         self.kv_heads, self.size, self.positions = c.kv_heads, c.width // c.heads, positions
         shape = (c.layers, slots * c.kv_heads, positions, self.size)
         self.keys, self.values = (torch.zeros(shape, dtype=dtype, device=self.device) for _ in range(2))
-        self.hidden = torch.full((slots * c.kv_heads, 1, positions), -torch.inf, dtype=dtype, device=self.device)
+        self.hidden = torch.full((slots * c.kv_heads, positions, 1), -torch.inf, dtype=dtype, device=self.device)
         self.at = torch.zeros(slots, dtype=torch.long, device=self.device)  # [B] positions a slot has filled
         cos, sin = model.rotary(positions, self.device)
-        self.cos, self.sin = torch.cat((cos, cos), 1), torch.cat((-sin, sin), 1)  # [S,E]: x cos + (x's halves swapped) sin
-        names = ("attention_norm", "qkv", "qkv_bias", "q_norm", "k_norm", "attention_out", "ffn_norm", "gate_up", "down")
+        self.cos, self.sin = (
+            torch.cat((cos, cos), 1),
+            torch.cat((-sin, sin), 1),
+        )  # [S,E]: x cos + (x's halves swapped) sin
+        names = (
+            "attention_norm",
+            "qkv",
+            "qkv_bias",
+            "q_norm",
+            "k_norm",
+            "attention_out",
+            "ffn_norm",
+            "gate_up",
+            "down",
+        )
         self.layers = [[self._cast(getattr(layer, name)) for name in names] for layer in model.layers]
         self.norm, self.head = self._cast(model.norm), self._cast(model.head_weight)
 
@@ -56,7 +69,9 @@ class TorchDecoder:
         self.at[slots] = lengths[which]
         seen = torch.arange(self.positions, device=self.device) < lengths[which, None]
         hidden = self.hidden.view(-1, self.kv_heads, self.positions)
-        hidden[slots] = torch.zeros(seen.shape, dtype=self.dtype, device=self.device).masked_fill_(~seen, -torch.inf)[:, None]
+        hidden[slots] = torch.zeros(seen.shape, dtype=self.dtype, device=self.device).masked_fill_(~seen, -torch.inf)[
+            :, None
+        ]
         return model.logits(rms_norm(last, model.norm, model.config.norm_eps))[which]
 
     def step(self, tokens: Tensor, reach: int) -> Tensor:
@@ -66,7 +81,7 @@ class TorchDecoder:
         cos, sin = self.cos[at][:, None], self.sin[at][:, None]  # [B,1,E]
         place = (torch.arange(rows * kv, device=self.device).view(rows, kv) * self.positions + at[:, None]).flatten()
         self.hidden.view(-1).index_fill_(0, place, 0.0)
-        hidden = self.hidden[:, :, :reach]
+        hidden = self.hidden[:, :reach]
         x = functional.embedding(tokens, self.model.embedding).to(self.dtype)  # [B,D]
         for i, (norm, qkv, bias, q_norm, k_norm, out, ffn_norm, gate_up, down) in enumerate(self.layers):
             heads = functional.linear(functional.rms_norm(x, (width,), norm, eps), qkv, bias).view(rows, -1, size)
@@ -79,8 +94,9 @@ class TorchDecoder:
             self.keys[i].view(-1, size).index_copy_(0, place, k.reshape(-1, size))
             self.values[i].view(-1, size).index_copy_(0, place, v.reshape(-1, size))
             keys, values = self.keys[i, :, :reach], self.values[i, :, :reach]  # [B*K,reach,E]
-            scores = torch.baddbmm(hidden, q.reshape(rows * kv, -1, size), keys.transpose(1, 2), alpha=size**-0.5)
-            y = torch.bmm(torch.softmax(scores, -1), values)  # [B*K,G,E]
+            q = q.reshape(rows * kv, -1, size).transpose(1, 2)
+            scores = torch.baddbmm(hidden, keys, q, alpha=size**-0.5)  # [B*K,reach,G]: keys first reads memory in order
+            y = torch.bmm(torch.softmax(scores.transpose(1, 2), -1), values)  # [B*K,G,E]
             x = torch.addmm(x, y.view(rows, width), out.t())
             gate, up = functional.linear(functional.rms_norm(x, (width,), ffn_norm, eps), gate_up).chunk(2, -1)
             x = torch.addmm(x, functional.silu(gate).mul_(up), down.t())
@@ -147,8 +163,9 @@ class TorchRun:
     def run(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """tokens [A,n], logp [A,n], lengths [A], stopped [A] of Samples, on the CPU."""
         decoder, step = self.decoder, 0
+        every = _LOOK_STEPS.get(decoder.device.type, 8)
         while True:
-            if step % (_CUDA_STEPS if decoder.device.type == "cuda" else 1) == 0 and not self._refill():
+            if step % every == 0 and not self._refill():
                 break
             step += 1
             self.reach = (self.reach + 1).clamp_(max=decoder.positions)
