@@ -11,12 +11,17 @@ from fledge import cli
 from fledge.core.config import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
-KINDS = {"pretrain": "PretrainRecipe", "sft": "SftRecipe", "reward": "RewardRecipe", "dpo": "DpoRecipe", "kto": "KtoRecipe"}
+KINDS = {
+    "pretrain": "PretrainRecipe", "sft": "SftRecipe", "reward": "RewardRecipe", "dpo": "DpoRecipe", "kto": "KtoRecipe",
+    "reinforce": "ReinforceRecipe",
+}  # fmt: skip
 
 
-def commands(name: str) -> list[list[str]]:
-    """Every `fledge ...` line of a README's code blocks, as words."""
-    blocks = re.findall(r"```\n(.*?)```", (ROOT / name).read_text("utf-8"), re.S)
+def commands(name: str, under: str = "") -> list[list[str]]:
+    """Every `fledge ...` line of a README's code blocks, as words; `under`: only those of the section with this heading."""
+    text = (ROOT / name).read_text("utf-8")
+    text = text[text.index(under) + len(under) :].split("\n## ")[0] if under else text
+    blocks = re.findall(r"```\n(.*?)```", text, re.S)
     lines = [line.strip() for block in blocks for line in block.splitlines()]
     found = [shlex.split(line, comments=True) for line in lines if re.match(r"(\.venv/bin/)?fledge ", line)]
     return [words[1:] for words in found]
@@ -44,6 +49,24 @@ def test_recipes_are_valid(path):
     assert msgspec.to_builtins(recipe)["out"].startswith("runs/")
 
 
+def test_reinforcement_runs_as_the_readme_shows(tmp_path, monkeypatch, capsys):
+    """The first block of "Learning from scored answers", with less text and few steps; then best-of-n on its model."""
+    monkeypatch.chdir(tmp_path)
+    few = {
+        "task": ["--texts", "300", "--chats", "200"],
+        "pretrain": ["--tokens", "20k"],
+        "sft": ["--train.steps", "10"],
+        "reinforce": ["--train.steps", "3", "--prompts-per-update", "4"],
+        "best-of-n": ["--n", "4", "--count", "8"],
+    }
+    block = commands("README.md", "## Learning from scored answers")[:5]
+    assert [words[0] for words in block] == list(few)
+    for words in block:
+        assert cli.main(words + few[words[0]]) == 0, words
+    assert "held-out prompts" in capsys.readouterr().out
+    assert (tmp_path / "runs" / "sums" / "grpo" / "report.html").exists()
+
+
 def test_stages_run_as_the_readme_shows(tmp_path, monkeypatch, capsys):
     """The block "Each stage on its own", with the quick world and few steps."""
     monkeypatch.chdir(tmp_path)
@@ -53,9 +76,10 @@ def test_stages_run_as_the_readme_shows(tmp_path, monkeypatch, capsys):
         "sft": ["--train.steps", "20"],
         "reward": ["--train.steps", "5"],
         "dpo": ["--train.steps", "5"],
+        "kto": ["--train.steps", "5"],
     }
-    wanted = ["world", "pretrain", "sft", "reward", "dpo", "show", "runs", "lineage", "resume"]
-    block = [words for words in commands("README.md") if words[0] in wanted]
+    wanted = ["world", "pretrain", "sft", "reward", "dpo", "kto", "show", "runs", "lineage", "resume"]
+    block = commands("README.md", "## Each stage on its own")
     assert [words[0] for words in block] == wanted
     for words in block:
         assert cli.main(words + quick.get(words[0], [])) == 0, words

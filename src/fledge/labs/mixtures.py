@@ -62,6 +62,10 @@ class MixturesOptions(Settings, frozen=True, kw_only=True):
         found = []
         if not self.weights or any(not 0 <= w <= 1 for w in self.weights):
             found.append(f"weights = {self.weights}: at least one, each in [0, 1]")
+        if not 0 < self.lr < 10:
+            found.append(f"lr = {self.lr}: must be above 0 and below 10; 2e-4 is usual")
+        if not self.kl_coefficient > 0:
+            found.append(f"kl_coefficient = {self.kl_coefficient}: must be above 0; 0.05 is usual")
         for name, least in (("votes", 50), ("updates", 10), ("seeds", 1)):
             if getattr(self, name) < least:
                 found.append(f"{name} = {getattr(self, name)}: must be at least {least}")
@@ -202,7 +206,8 @@ def summary(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
     ours = arms["piecewise"]
     sums = {arm: a for arm, a in arms.items() if arm not in ("sft", "piecewise")}
-    as_safe = [a["helpful"] for a in sums.values() if a["safe"] >= ours["safe"] - 0.01]
+    safest = min(ours["safe"], max(a["safe"] for a in sums.values()))  # or those that come nearest
+    as_safe = [a["helpful"] for a in sums.values() if a["safe"] >= safest - 0.01]
     only_safe, only_helpful = sums.get("0"), sums.get("1")
     checks = {
         "no sum is as safe and as helpful": not any(
@@ -224,6 +229,8 @@ def run(options: MixturesOptions) -> dict[str, Any]:
     from fledge.labs.pages import mixtures_page
 
     out = Path(options.out)
+    if not (out / "recipe.json").exists():  # what is refused first leaves the folder to the mended command
+        world_behind(open_model(options.parent).path)
     fix_recipe(out, "mixtures", options)
     results = [_one_seed(options, seed) for seed in range(options.seeds)]
     total = {"options": msgspec.to_builtins(options), "seeds": results, **summary(results)}

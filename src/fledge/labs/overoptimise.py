@@ -49,7 +49,7 @@ class OveroptimiseOptions(Settings, frozen=True, kw_only=True):
     "Answers sampled to each held-out prompt for best-of-n."
     prompts: int = 64
     "Held-out prompts."
-    updates: int = 200
+    updates: int = 150
     "Policy-gradient updates of 128 answers each."
     lr: float = 2e-4
     "Learning rate of the policy gradient."
@@ -64,6 +64,8 @@ class OveroptimiseOptions(Settings, frozen=True, kw_only=True):
             found.append(f"noise = {self.noise}: must be in [0, 0.5)")
         if any(not k > 0 for k in self.kl_coefficients):
             found.append(f"kl_coefficients = {self.kl_coefficients}: each must be above 0; none is always run")
+        if not 0 < self.lr < 10:
+            found.append(f"lr = {self.lr}: must be above 0 and below 10; 2e-4 is usual")
         for name, least in (("pool", 2), ("prompts", 8), ("updates", 10), ("seeds", 1)):
             if getattr(self, name) < least:
                 found.append(f"{name} = {getattr(self, name)}: must be at least {least}")
@@ -74,6 +76,11 @@ def votes(opened: Parent, task: WorldGold, count: int, noise: float, seed: int) 
     """`count` preference rows between two sampled answers, voted by gold, a share of them flipped."""
     examples = sample_of(list(task.examples("train")), _PAIR_PROMPTS, seed)
     pool = answer_pool(opened, examples, _PAIR_ANSWERS, Sampling(temperature=1.0, max_tokens=_MAX_TOKENS, seed=seed))
+    scores = [[task.score(e, a) for a in answers if a.strip()] for e, answers in zip(examples, pool, strict=True)]
+    if not any(len(set(of_one)) > 1 for of_one in scores):
+        raise ValueError(
+            f"{opened.path}: of {_PAIR_ANSWERS} answers to a prompt none is better than another; give an SFT model"
+        )
     dice, rows = random.Random(seed), []
     while len(rows) < count:
         at = dice.randrange(len(examples))
@@ -118,7 +125,7 @@ def _optimised(
     )  # fmt: skip
 
     def ask_about(recipe: reinforce.ReinforceRecipe, parent: Parent) -> Questions:
-        return reinforce.fitting(recipe, parent, Asked(task, held_out), proxy)
+        return reinforce.fitting(recipe, parent, Asked(task, held_out), proxy, most=len(held_out))
 
     looking = Looking(times=20, temperature=1.0, shown=len(held_out))
     reinforce.run(recipe, quiet=True, ask_about=ask_about, looking=looking)
@@ -173,7 +180,9 @@ def _hacked(run: Path, task: WorldGold, held_out: list[Example]) -> list[dict[st
     files = sorted((run / "looks").glob("*.json"))
     first, last = (msgspec.json.decode(files[i].read_bytes())["samples"] for i in (0, -1))
     found = []
-    for example, before, after in zip(held_out, first, last, strict=True):
+    asked = {e.prompt[-1]["content"]: e for e in held_out}  # those too long for the context were left out
+    for before, after in zip(first, last, strict=True):
+        example = asked[after["prompt"]]
         gold = [task.score(example, s["answer"]) for s in (before, after)]
         if gold[1] < gold[0] and after["reward"] > before["reward"]:
             found.append({"prompt": after["prompt"], "before": before["answer"], "after": after["answer"], "gold": gold,
@@ -198,17 +207,36 @@ def summary(results: Sequence[dict[str, Any]], pairs: Sequence[int]) -> dict[str
             "kl_end_by_seed": kl[:, -1].tolist(), "gold_end_by_seed": gold[:, -1].tolist(),
             "kl_at_peak_by_seed": [float(k[g.argmax()]) for k, g in zip(kl, gold, strict=True)],
         }  # fmt: skip
-    weakest, strongest = f"{min(pairs)} 0", f"{max(pairs)} 0"
-    w, s = arms[weakest], arms[strongest]
-    gain = w["gold_peak"] - w["gold_start"]
+    best = {str(count): _best_of_n(results, str(count)) for count in pairs}
+    weak, strong = best[str(min(pairs))], best[str(max(pairs))]
+    gain = weak["gold_peak"] - weak["gold_start"]
+    free = arms[f"{min(pairs)} 0"]
     penalised = [a for arm, a in arms.items() if not arm.endswith(" 0")]
     checks = {
-        "proxy rises": w["proxy_end"] > w["proxy_start"],
-        "gold peaks, then loses 20% of its gain or more": gain > 0 and w["gold_end"] <= w["gold_peak"] - 0.2 * gain,
-        "more votes move the peak out": s["kl_at_peak"] > w["kl_at_peak"],
-        "a KL penalty lowers the final KL": all(a["kl_end"] < w["kl_end"] for a in penalised),
+        "the proxy rises, under best-of-n and policy gradients": all(
+            a["proxy_end"] > a["proxy_start"] for a in (*best.values(), *arms.values())
+        ),
+        "best-of-n by the weakest proxy: gold peaks, then loses 20% of its gain or more": gain > 0
+        and weak["gold_end"] <= weak["gold_peak"] - 0.2 * gain,
     }
-    return {"arms": arms, "checks": checks, "verdict": _verdict(checks)}
+    if max(pairs) > min(pairs):
+        checks["more votes move that peak out"] = strong["kl_at_peak"] > weak["kl_at_peak"]
+        checks["more votes raise that peak"] = strong["gold_peak"] > weak["gold_peak"]
+    if penalised:
+        checks["a KL penalty lowers the policy's final KL"] = all(a["kl_end"] < free["kl_end"] for a in penalised)
+    return {"arms": arms, "best_of_n": best, "checks": checks, "verdict": _verdict(checks)}
+
+
+def _best_of_n(results: Sequence[dict[str, Any]], count: str) -> dict[str, float]:
+    """Start, peak and end of gold and proxy over n, means over seeds."""
+    curves = [r["best_of_n"][count] for r in results]
+    gold, proxy = (np.array([[point[key] for point in c] for c in curves]).mean(0) for key in ("gold", "proxy"))
+    at = int(gold.argmax())
+    return {
+        "gold_start": float(gold[0]), "gold_peak": float(gold[at]), "gold_end": float(gold[-1]),
+        "n_at_peak": curves[0][at]["n"], "kl_at_peak": curves[0][at]["kl"], "kl_end": curves[0][-1]["kl"],
+        "proxy_start": float(proxy[0]), "proxy_end": float(proxy[-1]),
+    }  # fmt: skip
 
 
 def _verdict(checks: dict[str, bool]) -> str:
@@ -221,6 +249,8 @@ def run(options: OveroptimiseOptions) -> dict[str, Any]:
     from fledge.labs.pages import overoptimise_page
 
     out = Path(options.out)
+    if not (out / "recipe.json").exists():  # what is refused first leaves the folder to the mended command
+        world_behind(open_model(options.parent).path)
     fix_recipe(out, "overoptimise", options)
     results = [_one_seed(options, seed) for seed in range(options.seeds)]
     total = {"options": msgspec.to_builtins(options), "seeds": results, **summary(results, options.pairs)}
@@ -235,10 +265,12 @@ def _show(total: dict[str, Any], page: Path) -> None:
     from rich.table import Table
 
     console = Console(highlight=False)
-    table = Table("votes", "KL price", "gold: start", "peak", "end", "KL at peak", "KL at end", "proxy at end", box=None)
+    table = Table("optimised by", "votes", "KL price", "gold: start", "peak", "end", "KL at peak", "KL at end", "proxy at end", box=None)
+    figures = ("gold_start", "gold_peak", "gold_end", "kl_at_peak", "kl_end", "proxy_end")
+    for count, a in total["best_of_n"].items():
+        table.add_row("best-of-n", count, "", *(f"{a[key]:.2f}" for key in figures))
     for arm, a in total["arms"].items():
-        figures = ("gold_start", "gold_peak", "gold_end", "kl_at_peak", "kl_end", "proxy_end")
-        table.add_row(*arm.split(), *(f"{a[key]:.2f}" for key in figures))
+        table.add_row("policy gradient", *arm.split(), *(f"{a[key]:.2f}" for key in figures))
     console.print(table)
     for sample in total["seeds"][0]["hacked"]:
         said = f"{sample['prompt']}\n  before: {sample['before']}\n  after:  {sample['after']}\n"
