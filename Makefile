@@ -28,13 +28,16 @@ lint: $(VENV)/.ready
 
 bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/train.py
+	$(BIN)/python benchmarks/rollout.py
+	$(BIN)/python benchmarks/preference.py
 
-# On a machine with CUDA: tests marked gpu, then the training benchmark against transformers there.
+# On a machine with CUDA: tests marked gpu, then training and rollout benchmarks against transformers there.
 # PY=python3 uses that machine's own torch instead of the .venv.
 PY ?= $(BIN)/python
 gpu-check:
 	PYTHONPATH=src $(PY) -m pytest -m gpu -q
 	PYTHONPATH=src $(PY) benchmarks/train.py --device cuda
+	PYTHONPATH=src $(PY) benchmarks/rollout.py --device cuda
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .ruff_cache

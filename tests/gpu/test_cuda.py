@@ -1,5 +1,7 @@
 """The same stages on CUDA: agreement with the CPU, a training run that resumes, and generation."""
 
+import copy
+
 import pytest
 import torch
 
@@ -8,9 +10,12 @@ from fledge.core.checkpoint import list_checkpoints
 from fledge.core.config import TrainConfig
 from fledge.core.model import ModelConfig, Transformer
 from fledge.core.objectives import weighted_nll
+from fledge.core.policy import policy_gradient
 from fledge.generate.engine import Engine
+from fledge.generate.rollout import RolloutConfig, Rollouts
 from fledge.generate.sampling import Sampling
 from fledge.stages import pretrain
+from fledge.text.tokenizer import Tokenizer
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device here")]
 
@@ -52,3 +57,22 @@ def test_a_run_trains_and_goes_on(tmp_path):
     )  # fmt: skip
     path = pretrain.run(recipe, quiet=True)
     assert pretrain.run(recipe, quiet=True) == path == list_checkpoints(tmp_path / "run")[-1]
+
+
+def test_a_rollout_is_sampled_scored_and_trained_on():
+    tokenizer = Tokenizer.train(["1+2=3 4 5 6 7 8 9 0"] * 10, 280)
+    config = ModelConfig(size="tiny", vocab_size=tokenizer.vocab_size, context_tokens=64, head="tokens+value")
+    model = Transformer(config).initialise(0).to("cuda")
+    model.compute_dtype = torch.bfloat16
+    prompts = [[tokenizer.bos, *tokenizer.encode(f"{n}+{n}="), tokenizer.assistant] for n in range(8)]
+    settings = RolloutConfig(
+        prompts_per_update=4, group_size=4, max_tokens=8, baseline="value", epochs=2, kl="reward", kl_coefficient=0.1
+    )
+    source = Rollouts(
+        model, tokenizer, prompts, lambda _, answers: [float(len(a)) for a in answers], settings,
+        reference=copy.deepcopy(model),
+    )  # fmt: skip
+    batch = next(iter(source)).to(torch.device("cuda"))
+    loss, metrics = policy_gradient(clip=(0.2, 0.2), value_weight=0.5)(model(batch), batch)
+    (loss / batch.units).backward()
+    assert torch.isfinite(loss) and metrics["ratio"].item() == pytest.approx(batch.weight.sum().item(), rel=1e-3)

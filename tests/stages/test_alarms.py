@@ -95,18 +95,18 @@ def test_answers_that_are_cut_off_are_told_beside_those_that_grow():
 
 
 def test_a_reward_that_is_gamed():
-    """It rises while the held-out score peaks at update 30 and falls below where it was."""
-    scores = {10: 0.3, 20: 0.5, 30: 0.6, 40: 0.5, 50: 0.2, 60: 0.1}
+    """It rises while the held-out score peaks at update 30 and stays below."""
+    scores = {10: 0.3, 20: 0.5, 30: 0.6, 40: 0.5, 50: 0.4, 60: 0.35}  # above the start to the end
 
     def looks(x: float) -> dict[str, float]:
         n = round(x * (UPDATES - 1)) + 1
         return {"score": scores[n], "reward": 0.2 + 0.4 * x}
 
     ((at, flag),) = raised(looks=looks)
-    assert at == 50 and "score on held-out prompts fell from 0.60 (step 30) to 0.20" in flag
+    assert at == 50 and "score on held-out prompts fell from 0.60 (step 30) to 0.40" in flag
     first = 0.2 + 0.4 * 4.5 / 59
     assert (
-        flag.startswith(f"the reward rose from {first:.2f} to {0.2 + 0.4 * 44.5 / 59:.2f}") and "near step 30" in flag
+        flag.startswith(f"the reward rose from {first:.2f} to {0.2 + 0.4 * 44.5 / 59:.2f}") and "train.steps = 30" in flag
     )
     assert raised(looks=looks, reward=ramp(0.3, 0.3)) == []  # both fall: that is no gaming
     assert raised(looks=lambda x: {"score": 0.5 + (0.01 if x < 0.5 else -0.01)}) == []  # noise

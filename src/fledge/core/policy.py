@@ -14,6 +14,7 @@ from fledge.core.batch import Batch
 from fledge.core.model import Output
 from fledge.core.objectives import Metrics, Objective
 
+_FAR = 20.0  # nats between the policy and the one that sampled, beyond which the ratio is held
 KlEstimator = Literal["k1", "k2", "k3"]
 
 
@@ -54,7 +55,8 @@ def policy_gradient(
         if batch.advantage is None:
             raise ValueError("policy_gradient needs batch.advantage: a source of scored answers gives it")
         weight, logp = batch.weight, output.logp
-        ratio = torch.exp(logp - (logp.detach() if batch.old_logp is None else batch.old_logp))
+        gap = logp - (logp.detach() if batch.old_logp is None else batch.old_logp)
+        ratio = torch.exp(gap.clamp(-_FAR, _FAR))  # no credit of 0 may meet a ratio of infinity
         gain = ratio * batch.advantage  # [B,T]
         metrics: Metrics = {}
         if clip is not None:

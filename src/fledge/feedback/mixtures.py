@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from statistics import fmean, pstdev
 
-from fledge.feedback.rules import Reward, Unit, shown
+from fledge.feedback.rules import Checked, Reward, Unit, shown
 from fledge.tasks.base import Example
 
 LOGIT_LIMIT = 10.0
@@ -109,3 +109,22 @@ def _logits(reward: Reward, examples: Sequence[Example], answers: Sequence[str])
                 )
         scores = [math.copysign(math.inf, p - 0.5) if p in (0, 1) else math.log(p) - math.log1p(-p) for p in scores]
     return [min(LOGIT_LIMIT, max(-LOGIT_LIMIT, score)) for score in scores]
+
+
+def unscaled(reward: Reward) -> list[Piecewise]:
+    """The piecewise mixtures within `reward` that whiten each batch by itself: their mean is 0 whatever is answered."""
+    if isinstance(reward, Checked):
+        return unscaled(reward.reward)
+    if isinstance(reward, Weighted):
+        return [found for _, part in reward.parts for found in unscaled(part)]
+    return [reward] if isinstance(reward, Piecewise) and reward.statistics is None else []
+
+
+def take_scale(reward: Reward, examples: Sequence[Example], answers: Sequence[str]) -> None:
+    """Fix the mean and deviation of every piecewise mixture within `reward` by these answers, the model's before training.
+
+    From then on its mean tells whether answers get better.
+    """
+    for mixture in unscaled(reward):
+        logits = mixture.logits(examples, answers)
+        mixture.statistics = (fmean(logits), pstdev(logits) or 1.0)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fledge.feedback.judge import JudgeConfig, JudgeReward
-from fledge.feedback.mixtures import Piecewise, Weighted
+from fledge.feedback.mixtures import Piecewise, Weighted, take_scale, unscaled
 from fledge.feedback.model_reward import ModelReward
 from fledge.feedback.rules import (
     Checked,
@@ -41,6 +41,8 @@ __all__ = [
     "length",
     "parse_rewards",
     "pattern",
+    "take_scale",
+    "unscaled",
 ]
 
 FORMS = (

@@ -117,6 +117,7 @@ def gradient_spread(
     )  # fmt: skip
     objective, gradients = policy_gradient(), []
     for _, batch in zip(range(rollouts), source, strict=False):
+        batch = batch.to(opened.model.embedding.device)
         opened.model.zero_grad()
         (objective(opened.model(batch), batch)[0] / batch.units).backward()
         gradients.append(torch.cat([p.grad.flatten() for p in opened.model.parameters() if p.grad is not None]))

@@ -63,7 +63,7 @@ class Alarms:
             return None
         return (
             f"entropy fell from {before:.2f} to {now:.3f} nats per token and {silent:.0%} of prompts get equal answers: "
-            "nothing is left to compare. Add entropy_weight (0.01), lower train.lr, or go back to an earlier checkpoint"
+            "nothing is left to compare. Add entropy_weight (0.01), lower train.lr, or stop earlier"
         )
 
 
@@ -86,17 +86,17 @@ def _cut_off(cut: float) -> str | None:
 
 
 def _hacked(reward: tuple[float, float], spread: float, looks: Sequence[Look]) -> str | None:
-    """The reward went up while a held-out score fell from its best by more than 5% of the range it has covered."""
+    """The reward went up while a held-out score stayed clearly below its best in the last two looks."""
     if len(looks) < 3 or reward[1] < reward[0] + 0.1 * max(spread, 1e-6):
         return None
     for name in looks[-1].scores:
         seen = [look.scores[name] for look in looks]
         best = max(seen)
-        if seen[-1] < best - max(0.02, 0.1 * (best - min(seen)), 0.05 * abs(best)) and seen[-1] < seen[0]:
+        if max(seen[-2:]) < best - max(0.02, 0.1 * (best - min(seen)), 0.05 * abs(best)):
             at = looks[seen.index(best)].step
             return (
                 f"the reward rose from {reward[0]:.2f} to {reward[1]:.2f} while {name} on held-out prompts fell from "
-                f"{best:.2f} (step {at}) to {seen[-1]:.2f}: the reward is being gamed. Use the checkpoint near step {at}, "
+                f"{best:.2f} (step {at}) to {seen[-1]:.2f}: the reward is being gamed. Run again with train.steps = {at}, "
                 "raise kl_coefficient, or improve the reward"
             )
     return None

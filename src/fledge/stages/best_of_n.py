@@ -105,16 +105,21 @@ def best_of(values: np.ndarray, by: np.ndarray, sizes: Sequence[int]) -> np.ndar
     return np.stack(columns, 1)
 
 
-def answer_pool(
-    opened: Parent, examples: Sequence[Example], n: int, sampling: Sampling
-) -> list[list[str]]:
+def answer_pool(opened: Parent, examples: Sequence[Example], n: int, sampling: Sampling) -> list[list[str]]:
     """n sampled answers to each prompt, [P][N]."""
+    return ended_pool(opened, examples, n, sampling)[0]
+
+
+def ended_pool(
+    opened: Parent, examples: Sequence[Example], n: int, sampling: Sampling
+) -> tuple[list[list[str]], np.ndarray]:
+    """answer_pool(), and which answers ended by themselves, [P,N] bool."""
     engine = chat_engine(opened.model, opened.tokenizer)
     prompts = [render_prompt(opened.tokenizer, messages_of(e)) for e in examples]
     samples = engine.sample(prompts, sampling, samples=n)
     rows = zip(samples.tokens.tolist(), samples.lengths.tolist(), strict=True)
     texts = [opened.tokenizer.decode(row[:size]) for row, size in rows]
-    return [texts[p * n : (p + 1) * n] for p in range(len(examples))]
+    return [texts[p * n : (p + 1) * n] for p in range(len(examples))], samples.stopped.numpy().reshape(-1, n)
 
 
 def score_pool(reward: Reward, examples: Sequence[Example], pool: Sequence[Sequence[str]]) -> np.ndarray:
@@ -135,7 +140,7 @@ def run(options: BestOfNOptions) -> dict[str, Any]:
     every = list(task.examples("test")) if options.task else [*task.examples("train"), *task.examples("test")]
     examples = sample_of(every, options.count, options.seed)
     sampling = Sampling(temperature=options.temperature, max_tokens=options.max_tokens, seed=options.seed)
-    pool = answer_pool(opened, examples, options.n, sampling)
+    pool, ended = ended_pool(opened, examples, options.n, sampling)
     rewards = score_pool(reward, examples, pool)
     sizes = sizes_up_to(options.n)
     curves = {"reward": best_of(rewards, rewards, sizes).mean(0)}
@@ -150,18 +155,26 @@ def run(options: BestOfNOptions) -> dict[str, Any]:
             for i, n in enumerate(sizes)
         ],
     }  # fmt: skip
-    _write(out, examples, pool, rewards, result)
+    _write(out, examples, pool, ended, rewards, result)
     _show(result, list(curves), out)
     return result
 
 
-def _write(out: Path, examples: Sequence[Example], pool: list[list[str]], rewards: np.ndarray, result: dict) -> None:
+def _write(
+    out: Path, examples: Sequence[Example], pool: list[list[str]], ended: np.ndarray, rewards: np.ndarray, result: dict
+) -> None:
+    """Only whole answers are kept to learn from: one that was cut off would teach a model not to end."""
     best, pairs = [], []
-    for example, answers, row in zip(examples, pool, rewards, strict=True):
-        top, low = int(row.argmax()), int(row.argmin())
+    for example, answers, whole, row in zip(examples, pool, ended, rewards, strict=True):
+        usable = [i for i, text in enumerate(answers) if whole[i] and text.strip()]
+        if not usable:
+            continue
+        top, low = max(usable, key=lambda i: row[i]), min(usable, key=lambda i: row[i])
         best.append({"messages": [*example.prompt, {"role": "assistant", "content": answers[top]}], "reward": float(row[top])})
-        if row[top] > row[low] and answers[low].strip() and answers[top].strip():
+        if row[top] > row[low]:
             pairs.append({"prompt": example.prompt, "chosen": answers[top], "rejected": answers[low]})
+    if missing := len(examples) - len(best):
+        say(f"{missing} of {len(examples)} prompts left out of the files: no answer ended by itself; raise max_tokens")
     for name, rows in (("best.jsonl", best), ("pairs.jsonl", pairs)):
         write_atomically(out / name, b"".join(msgspec.json.encode(r) + b"\n" for r in rows))
     write_atomically(out / "best-of-n.json", canonical_json(result))

@@ -103,9 +103,11 @@ class Observer:
 
     def _judge(self, step: int, notes: dict[str, float]) -> list[str]:
         """New red flags after `step`, kept in flags.json too."""
-        if step % self.source.steps_per_update:
+        last = step == self.steps
+        if step % self.source.steps_per_update and not last:
             return []
-        looks = [look for look in looks_of(self.out) if look.step <= step] if step % self.every == 0 else []
+        looked = step % self.every == 0 or last
+        looks = [look for look in looks_of(self.out) if look.step <= step] if looked else []
         new = self.alarms.update(notes, looks)
         self.flags += [{"step": step, "text": text} for text in new]
         if new:

@@ -13,10 +13,11 @@ from fledge.core.checkpoint import list_checkpoints, sha256, step_of
 from fledge.core.config import Settings, TrainConfig
 from fledge.core.log import say
 from fledge.core.policy import Baseline, policy_gradient
-from fledge.feedback.rewards import Reward
+from fledge.feedback.rewards import Reward, take_scale, unscaled
 from fledge.generate.rollout import Divisor, KlUse, RolloutConfig, Rollouts, Shaping
+from fledge.generate.sampling import Sampling
 from fledge.stages.common import Parent, fix_recipe, open_model, run_stage
-from fledge.stages.evaluate import messages_of, sample_of
+from fledge.stages.evaluate import ask, messages_of, sample_of
 from fledge.stages.observer import LOOKING, Looking, Observer, Questions
 from fledge.stages.reinforce_page import write_page
 from fledge.stages.rewarding import Opened, open_rewards
@@ -52,6 +53,8 @@ METHODS = {
     # Ahmadian et al. 2024, eq. 7
     "rloo": Method("leave-one-out", "fixed"),
 }
+_TRIED, _SCALED = 4, 128  # answers a reward is tried on, and those a mixture takes its scale from
+_VALUE_WEIGHT = 0.5  # where baseline = value was asked of a method without one
 _KL_COEFFICIENT = 0.05  # where the reward is a model's opinion and nothing else was set
 
 
@@ -85,7 +88,7 @@ class ReinforceRecipe(Settings, frozen=True, kw_only=True):
     divisor: Divisor | None = None
     "token: all tokens count alike; sequence: all answers; fixed: divided by answers x max_tokens."
     clip: list[float] | None = None
-    "Bounds of the probability ratio: low and high, and a third number for dual clip; [] lets it free."
+    "Bounds of the probability ratio: low and high, and a third number for dual clip; [] leaves it free."
     kl: KlUse | None = None
     "Where KL to the parent is paid: off, measure, reward, loss. Unset: measured, or paid where a model gives the reward."
     kl_coefficient: float | None = None
@@ -154,7 +157,7 @@ class ReinforceRecipe(Settings, frozen=True, kw_only=True):
         return policy_gradient(
             clip=self._clip,
             entropy_weight=self.entropy_weight,
-            value_weight=method.value_weight if self.rollouts().baseline == "value" else 0.0,
+            value_weight=(method.value_weight or _VALUE_WEIGHT) if self.rollouts().baseline == "value" else 0.0,
             value_clip=method.value_clip,
         )
 
@@ -164,7 +167,13 @@ def questions_of(recipe: ReinforceRecipe, parent: Parent) -> Questions:
     task = open_task(recipe.task) if recipe.task else PromptFile(recipe.prompts)
     reward = open_rewards(recipe.reward or ["task"], task, recipe.train.device)
     watch = {name: open_rewards([name], task, recipe.train.device).reward for name in recipe.watch}
-    return fitting(recipe, parent, task, reward, watch=watch, scored=recipe.task is not None)
+    questions = fitting(recipe, parent, task, reward, watch=watch, scored=recipe.task is not None)
+    if mixed := [r for r in (questions.reward, *watch.values()) if unscaled(r)]:
+        examples = sample_of(questions.train, _SCALED, 0)
+        answers = _answers(parent, examples, recipe.max_tokens)
+        for mixture in mixed:
+            take_scale(mixture, examples, answers)
+    return questions
 
 
 def fitting(
@@ -222,6 +231,7 @@ def run(
     where = {"device": recipe.train.device, "precision": recipe.train.precision}
     parent = open_model(recipe.parent, head=head, **where)
     questions = ask_about(recipe, parent)
+    _try_rewards(parent, questions, recipe.max_tokens)
     positions = max(map(len, questions.tokens)) + recipe.max_tokens
     config = recipe.rollouts(questions.opinion, positions)
     if problems := config.problems():
@@ -267,6 +277,18 @@ def run(
     return path
 
 
+def _answers(parent: Parent, examples: Sequence[Example], max_tokens: int) -> list[str]:
+    return [a.text for a in ask(parent, examples, Sampling(temperature=1.0, max_tokens=max_tokens))]
+
+
+def _try_rewards(parent: Parent, questions: Questions, max_tokens: int) -> None:
+    """Score a few of the parent's answers before anything is written. Raises ValueError where a reward cannot."""
+    examples = questions.train[:_TRIED]
+    answers = _answers(parent, examples, max_tokens)
+    for reward in (questions.reward, *questions.watch.values()):
+        reward(examples, answers)
+
+
 def _scorer(examples: Sequence[Example], reward: Reward):
     return lambda numbers, answers: reward([examples[i] for i in numbers], answers)
 
@@ -283,6 +305,6 @@ def _say_plan(recipe: ReinforceRecipe, config: RolloutConfig, questions: Questio
     kl = config.kl if config.kl in ("off", "measure") else f"in the {config.kl}, {config.kl_coefficient} per nat"
     say(
         f"{recipe.method}: {len(questions.train)} prompts, {config.prompts_per_update} x {config.group_size} answers per "
-        f"update, {source.steps_per_update} steps on each; baseline {config.baseline}, divisor {config.divisor}, "
+        f"update, {source.steps_per_update} step(s) on each; baseline {config.baseline}, divisor {config.divisor}, "
         f"clip {recipe._clip or 'off'}, KL {kl}; reward {questions.reward.name}"
     )
