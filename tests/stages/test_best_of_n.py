@@ -10,7 +10,6 @@ import pytest
 
 from fledge.cli import main
 from fledge.core.config import build
-from fledge.stages import pretrain
 from fledge.stages.best_of_n import BestOfNOptions, best_of, kl_of_best, run, score_pool, sizes_up_to
 from fledge.tasks.base import Example, user
 from fledge.text.formats import read_chats, read_pairs
@@ -87,24 +86,8 @@ def test_an_answer_that_occurs_twice_is_scored_once():
 # --------------------------------------------------------------------------------------------------------- the stage
 
 
-@pytest.fixture(scope="module")
-def parent(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("parent")
-    text = folder / "text.jsonl"
-    text.write_text(
-        "".join(json.dumps({"text": f"ada and bo meet {i} times, who is here? go away!"}) + "\n" for i in range(60))
-    )
-    recipe = {
-        "out": str(folder / "base"), "text": [str(text)], "vocab_size": 280,
-        "model": {"size": "tiny", "layers": 1, "context_tokens": 48},
-        "train": {"steps": 30, "threads": 1, "precision": "float32", "batch_tokens": 256},
-    }  # fmt: skip
-    pretrain.run(build(pretrain.PretrainRecipe, recipe), quiet=True)
-    return recipe["out"]
-
-
 def options(tmp_path: Path, parent: str, **over) -> BestOfNOptions:
-    given = {"out": str(tmp_path / "best"), "parent": parent, "reward": ["length:6"], "n": 6, "max_tokens": 8}
+    given = {"out": str(tmp_path / "best"), "parent": parent, "reward": ["length:1"], "n": 6, "max_tokens": 12}
     return build(BestOfNOptions, given | over)
 
 
@@ -115,16 +98,8 @@ def rows_of(path: Path) -> list[dict]:
 @pytest.fixture
 def prompts(tmp_path) -> str:
     path = tmp_path / "prompts.jsonl"
-    rows = [{"prompt": f"who is {name}?", "system": "be short"} for name in ("ada", "bo", "cy")]
-    rows.append(
-        {
-            "prompt": [
-                {"role": "user", "content": "hi"},
-                {"role": "assistant", "content": "hello"},
-                {"role": "user", "content": "who?"},
-            ]
-        }
-    )
+    rows = [{"prompt": f"{a}+{b}="} for a, b in ((3, 4), (5, 2), (8, 1))]
+    rows.append({"prompt": [{"role": "user", "content": "4+4="}]})
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
 
@@ -143,7 +118,7 @@ def test_files_are_read_by_sft_and_dpo(parent, prompts, tmp_path, capsys):
     chats = list(read_chats([out / "best.jsonl"]))
     told = [row for row in best if row["messages"][-1]["content"].strip()]
     assert [c.messages[-1].content for c in chats] == [row["messages"][-1]["content"] for row in told]
-    assert chats[0].messages[0].role == "system" and len(chats[-1].messages) == 4
+    assert [len(c.messages) for c in chats] == [2] * 4
     pairs = list(read_pairs([out / "pairs.jsonl"]))
     assert pairs and all(p.chosen != p.rejected and len(p.chosen) < len(p.rejected) for p in pairs)
     assert "fledge sft --chats" in capsys.readouterr().err
@@ -180,11 +155,11 @@ def test_from_is_the_parent_on_the_command_line(parent, prompts, tmp_path):
         "--prompts",
         prompts,
         "--reward",
-        "length:6",
+        "length:1",
         "--n",
-        "2",
+        "8",
     ]
-    assert main([*words, "--max-tokens", "4"]) == 0
+    assert main([*words, "--max-tokens", "12"]) == 0
     assert len(rows_of(tmp_path / "b" / "best.jsonl")) == 4
 
 
