@@ -21,8 +21,8 @@ def commands(name: str, under: str = "") -> list[list[str]]:
     """Every `fledge ...` line of a README's code blocks, as words; `under`: only those of the section with this heading."""
     text = (ROOT / name).read_text("utf-8")
     text = text[text.index(under) + len(under) :].split("\n## ")[0] if under else text
-    blocks = re.findall(r"```\n(.*?)```", text, re.S)
-    lines = [line.strip() for block in blocks for line in block.splitlines()]
+    blocks = re.findall(r"```(\w*)\n(.*?)```", text, re.S)  # with a language (Python, JSON): no commands
+    lines = [line.strip() for language, block in blocks if not language for line in block.splitlines()]
     found = [shlex.split(line, comments=True) for line in lines if re.match(r"(\.venv/bin/)?fledge ", line)]
     return [words[1:] for words in found]
 
@@ -53,11 +53,11 @@ def test_reinforcement_runs_as_the_readme_shows(tmp_path, monkeypatch, capsys):
     """The first block of "Learning from scored answers", with less text and few steps; then best-of-n on its model."""
     monkeypatch.chdir(tmp_path)
     few = {
-        "task": ["--texts", "300", "--chats", "200"],
-        "pretrain": ["--tokens", "20k"],
+        "task": ["--texts", "300"],
+        "pretrain": ["--train.steps", "8"],
         "sft": ["--train.steps", "10"],
-        "reinforce": ["--train.steps", "3", "--prompts-per-update", "4"],
-        "best-of-n": ["--n", "4", "--count", "8"],
+        "reinforce": ["--train.steps", "3"],
+        "best-of-n": ["--count", "8"],
     }
     block = commands("README.md", "## Learning from scored answers")[:5]
     assert [words[0] for words in block] == list(few)

@@ -305,6 +305,6 @@ def _say_plan(recipe: ReinforceRecipe, config: RolloutConfig, questions: Questio
     kl = config.kl if config.kl in ("off", "measure") else f"in the {config.kl}, {config.kl_coefficient} per nat"
     say(
         f"{recipe.method}: {len(questions.train)} prompts, {config.prompts_per_update} x {config.group_size} answers per "
-        f"update, {source.steps_per_update} step(s) on each; baseline {config.baseline}, divisor {config.divisor}, "
+        f"update, {source.steps_per_update} steps on each; baseline {config.baseline}, divisor {config.divisor}, "
         f"clip {recipe._clip or 'off'}, KL {kl}; reward {questions.reward.name}"
     )
