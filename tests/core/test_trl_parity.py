@@ -259,7 +259,3 @@ def test_reward(margins, policy, words, theirs_words, tmp_path):
     batch = pair_source(Parent(ours, words, "", None, {}), pairs, read="end").batch(range(len(pairs)))
     loss, _ = reward_pairs(ours(batch), batch)
     same(loss / batch.units, ours, trainer.compute_loss(trainer.model, inputs_of(trainer)), trainer.model)
-
-
-# --------------------------------------------------------------------------------------------------------------- GRPO
-# (to come)

@@ -11,6 +11,9 @@ from fledge.core.config import Settings
 from fledge.stages.common import read_recipe
 
 
+_LAST_WRITTEN = ("done.json", "journey.json", "result.json")  # by a stage, a journey, an experiment
+
+
 class RunsOptions(Settings, frozen=True, kw_only=True):
     """List the runs in a folder."""
 
@@ -44,10 +47,12 @@ def recipes(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
 
 
 def status(run: Path) -> tuple[str, int]:
-    """("done", "interrupted" or "not started", steps saved) of one stage's folder."""
+    """("done", "interrupted" or "not started", steps saved) of the folder of a stage, a journey or an experiment."""
     found = list_checkpoints(run)
     step = int(found[-1].name.split("-")[1]) if found else 0
-    return "done" if (run / "done.json").exists() else "interrupted" if found else "not started", step
+    if any((run / name).exists() for name in _LAST_WRITTEN):
+        return "done", step
+    return "interrupted" if found or any(run.glob("*/**/recipe.json")) else "not started", step
 
 
 _PIPED_WIDTH = 400  # where nobody's window ends a line
@@ -67,11 +72,8 @@ def runs(options: RunsOptions) -> None:
 
     table = Table("run", "stage", "state", "step", box=None, header_style="bold")
     for folder, recipe in recipes(Path(options.folder)):
-        if recipe["stage"] == "journey":
-            state, step = "done" if (folder / "journey.json").exists() else "interrupted", ""
-        else:
-            state, step = status(folder)
-        table.add_row(escape(str(folder)), escape(recipe["stage"]), state, str(step))
+        state, step = status(folder)
+        table.add_row(escape(str(folder)), escape(recipe["stage"]), state, str(step or ""))
     if not table.row_count:
         raise ValueError(f"no runs in {options.folder}: start one with `fledge journey --out {options.folder}/first`")
     _stdout().print(table)
