@@ -12,12 +12,16 @@ from fledge.core.model import ModelConfig, Transformer
 from fledge.core.objectives import weighted_nll
 from fledge.core.policy import policy_gradient
 from fledge.generate.engine import Engine
+from fledge.generate.live import Live
 from fledge.generate.rollout import RolloutConfig, Rollouts
 from fledge.generate.sampling import Sampling
 from fledge.stages import pretrain
 from fledge.text.tokenizer import Tokenizer
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device here")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device here"),
+]
 
 
 def model_and_batch() -> tuple[Transformer, Batch]:
@@ -47,6 +51,24 @@ def test_greedy_tokens_agree_with_the_cpu():
         engine = Engine(model.to(device).eval(), stop_ids=[2], dtype=torch.float32)
         made.append([c.tokens for c in engine.generate(prompts, Sampling(temperature=0.0, max_tokens=16))])
     assert made[0] == made[1]
+
+
+def test_answers_that_join_late_are_those_of_the_engine_alone():
+    model, _ = model_and_batch()
+    engine, sampling = (
+        Engine(model.to("cuda").eval(), stop_ids=[2], dtype=torch.float32),
+        Sampling(max_tokens=16, seed=4),
+    )
+    live, prompts, found = Live(engine, 2), [[1, 5, 9, 20], [1, 7], [3]], {0: [], 1: [], 2: []}
+    waiting = list(enumerate(prompts))
+    while live.busy or waiting:
+        if live.free and waiting:
+            key, prompt = waiting.pop(0)
+            live.add(key, prompt, sampling, stream=key)
+        for written in live.go(3):
+            found[written.key] += written.tokens
+    for key, prompt in enumerate(prompts):
+        assert found[key] == engine.sample([prompt], sampling, streams=[key]).tokens[0].tolist()
 
 
 def test_a_run_trains_and_goes_on(tmp_path):

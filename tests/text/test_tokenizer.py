@@ -124,6 +124,8 @@ def test_streamed_tokens_equal_decode_whatever_they_are(tokenizer, tokens):
     stream = StreamDecoder(tokenizer)
     pieces = [stream.push(t) for t in tokens]
     assert "".join(pieces) + stream.finish() == tokenizer.decode(tokens)
+    at_once = StreamDecoder(tokenizer)
+    assert at_once.push_all(tokens[:7]) == "".join(pieces[:7]) and at_once.push_all(tokens[7:]) == "".join(pieces[7:])
 
 
 @given(st.text(alphabet=st.characters(min_codepoint=0x80, exclude_categories=["Cs"]), min_size=1, max_size=12))

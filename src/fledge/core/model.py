@@ -256,12 +256,13 @@ class Transformer(nn.Module):
         if short_attention_serves(tokens, dtype) or (doc is None and (device.type != "cpu" or length > SHORT_TOKENS)):
             return None
         key = (length, dtype, device)
-        if key not in self._masks:
+        mask = self._masks.get(key)
+        if mask is None:
             hidden = torch.zeros(length, length, dtype=dtype, device=device)
             if self.config.causal:
                 hidden.masked_fill_(torch.ones_like(hidden, dtype=torch.bool).triu_(1), -torch.inf)
-            self._masks = {key: hidden[None, None]}
-        mask = self._masks[key]
+            mask = hidden[None, None]
+            self._masks = {key: mask}  # the last one only; another thread may be asking for another length
         if doc is None:
             return mask
         return mask.masked_fill(doc[:, None, :, None] != doc[:, None, None, :], -torch.inf)

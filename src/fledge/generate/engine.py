@@ -74,7 +74,8 @@ class Engine:
             return torch.float32
         return self._asked_dtype or self.model.compute_dtype
 
-    def _check(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> None:
+    def check(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> None:
+        """Raise ValueError for a prompt that this model cannot answer, or sampling that breaks a rule."""
         if problems := sampling.problems():
             raise ValueError("; ".join(problems))
         context, vocab = self.model.config.context_tokens, self.model.config.vocab_size
@@ -89,6 +90,12 @@ class Engine:
                 raise ValueError(
                     f"prompt {row} has token {min(prompt)} or {max(prompt)}: the vocabulary is 0 to {vocab - 1}"
                 )
+
+    def decoder(self, slots: int, positions: int) -> NativeDecoder | TorchDecoder:
+        """The weights as they are now, with room for `slots` sequences of `positions`."""
+        if self.native:
+            return NativeDecoder(self.model, self._packed, self.dtype, slots, positions)
+        return TorchDecoder(self.model, self.dtype, slots, positions)
 
     def _limits(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> Tensor:
         """Most tokens [P] each prompt can be answered with."""
@@ -107,19 +114,15 @@ class Engine:
 
         streams: which random stream each row draws from; None numbers the rows.
         """
-        self._check(prompts, sampling)
+        self.check(prompts, sampling)
         limits = self._limits(prompts, sampling)
         room, longest = int(limits.max()), max(len(p) for p in prompts)
         chance = uniforms(sampling.seed, range(len(prompts)) if streams is None else streams, room).to(self.device)
         alive = torch.arange(len(prompts))
         made = torch.full((len(prompts), room), -1, dtype=torch.long, device=self.device)
         stops = torch.tensor(self.stop_ids, device=self.device)
-        if self.native:
-            batch = NativeBatch(
-                NativeDecoder(self.model, self._packed, self.dtype, len(prompts), longest + room), prompts
-            )
-        else:
-            batch = TorchBatch(TorchDecoder(self.model, self.dtype, len(prompts), longest + room), prompts)
+        decoder = self.decoder(len(prompts), longest + room)
+        batch = (NativeBatch if isinstance(decoder, NativeDecoder) else TorchBatch)(decoder, prompts)
         for n in range(room):
             live, logits = alive.to(self.device), batch.logits
             for rule in rules:
@@ -179,7 +182,7 @@ class Engine:
         Row r draws from stream (seed, streams[r]), default r. At most `slots` answers are written at a time; as one
         ends, the next takes its slot. A prompt is read once for all its answers that are written together.
         """
-        self._check(prompts, sampling)  # all of them, before any work
+        self.check(prompts, sampling)  # all of them, before any work
         if samples < 1 or slots < 1:
             raise ValueError(f"samples = {samples}, slots = {slots}: both must be at least 1")
         rows = len(prompts) * samples
@@ -209,11 +212,10 @@ class Engine:
         chance = (
             uniforms(sampling.seed, streams.tolist(), int(limits.max())) if sampling.temperature or not native else None
         )
-        if native:
-            slots = useful_slots(slots)
-            decoder = NativeDecoder(self.model, self._packed, self.dtype, slots, positions)
+        slots = useful_slots(slots) if native else slots
+        decoder = self.decoder(slots, positions)
+        if isinstance(decoder, NativeDecoder):
             return Samples(*decoder.run(prompts, samples, sampling, limits, chance, self.stop_ids, slots))
-        decoder = TorchDecoder(self.model, self.dtype, slots, positions)
         return Samples(*TorchRun(decoder, prompts, samples, sampling, limits, chance, self.stop_ids, slots).run())
 
     def generate(

@@ -5,6 +5,7 @@ Shapes: B rows, P prompts, A answers, n longest answer, S positions of a slot, N
 
 import ctypes
 import itertools
+import weakref
 from collections.abc import Sequence
 
 import numpy as np
@@ -56,15 +57,34 @@ class _Job(ctypes.Structure):
     ]
 
 
+class _Writing(ctypes.Structure):
+    """struct Writing of decode_slots.h."""
+
+    _fields_ = [
+        ("prompt", _pointer),
+        *((n, _integer) for n in ("read", "limit")),
+        ("uniforms", _pointer),
+        ("temperature", _real),
+        ("top_p", _real),
+        ("top_k", _integer),
+        *((n, _pointer) for n in ("tokens", "logp", "length", "stopped")),
+    ]
+
+
 def useful_slots(slots: int) -> int:
     """As many of these slots as make decoding faster (XS of benchmarks/rollout.py: 32 slots 73,000 tokens/s, 128 49,000)."""
     return min(slots, _THREAD_SLOTS * torch.get_num_threads())
 
 
-def _sharing(model: Transformer, rows: int) -> int:
-    """How many threads should share the products of a step of so many rows."""
-    weights = sum(p.numel() for p in model.parameters())
+def _sharing(weights: int, rows: int) -> int:
+    """How many threads should share the products of a step of so many rows with so many weights."""
     return torch.get_num_threads() if rows * weights >= _SHARED_WEIGHTS else 1
+
+
+def _teams(weights: int, slots: int) -> tuple[int, int]:
+    """(teams, threads) for so many answers at once: threads that decode alone, or one team that shares every product."""
+    teams = max(1, min(torch.get_num_threads(), slots // _TEAM_SLOTS))
+    return teams, torch.get_num_threads() if teams > 1 else _sharing(weights, slots)
 
 
 def _up(n: int, to: int) -> int:
@@ -130,7 +150,8 @@ class NativeDecoder:
 
     def __init__(self, model: Transformer, packed: Packed, dtype: torch.dtype, slots: int, positions: int):
         c, self.dtype = model.config, dtype
-        self.suffix, self.vocab, self.transformer = _SUFFIX[dtype], c.vocab_size, model
+        self.suffix, self.vocab = _SUFFIX[dtype], c.vocab_size
+        self.weights = sum(p.numel() for p in model.parameters())
         head_width = c.width // c.heads
         cos, sin = model.rotary(positions, torch.device("cpu"))
         head_name = "embedding" if model.unembedding is None else "unembedding"
@@ -162,9 +183,15 @@ class NativeDecoder:
         logits = torch.empty(int(wanted.sum()), self.vocab)
         _call(
             f"forward_{self.suffix}", ctypes.byref(self.model), ctypes.byref(self.store), rows.ctypes.data_as(_pointer),
-            _integer(len(rows)), native.pointer(logits), _integer(_CHUNK_ROWS), _integer(_sharing(self.transformer, len(rows))),
+            _integer(len(rows)), native.pointer(logits), _integer(_CHUNK_ROWS), _integer(_sharing(self.weights, len(rows))),
         )  # fmt: skip
         return logits
+
+    def stops(self, stop_ids: Sequence[int]) -> Tensor:
+        """[V] uint8: 1 = ends an answer."""
+        stops = torch.zeros(self.vocab, dtype=torch.uint8)
+        stops[[i for i in stop_ids if 0 <= i < self.vocab]] = 1
+        return stops
 
     def run(
         self, prompts: Sequence[Sequence[int]], samples: int, sampling: Sampling, limits: Tensor, chance: Tensor | None,
@@ -177,8 +204,7 @@ class NativeDecoder:
         answers, longest = len(limits), int(limits.max())
         flat = torch.from_numpy(np.fromiter(itertools.chain.from_iterable(prompts), np.int64))
         starts = torch.tensor([0, *itertools.accumulate(map(len, prompts))])
-        stops = torch.zeros(self.vocab, dtype=torch.uint8)
-        stops[[i for i in stop_ids if 0 <= i < self.vocab]] = 1
+        stops = self.stops(stop_ids)
         tokens, logp = torch.full((answers, longest), -1), torch.zeros(answers, longest)
         lengths, stopped = torch.zeros(answers, dtype=torch.long), torch.zeros(answers, dtype=torch.bool)
         temperature, top_k, top_p = _chooser(sampling)
@@ -187,8 +213,7 @@ class NativeDecoder:
             None if chance is None else chance.data_ptr(), stops.data_ptr(), temperature, top_p, top_k, slots, _CHUNK_ROWS,
             tokens.data_ptr(), logp.data_ptr(), lengths.data_ptr(), stopped.data_ptr(),
         )  # fmt: skip
-        teams = max(1, min(torch.get_num_threads(), slots // _TEAM_SLOTS))
-        threads = torch.get_num_threads() if teams > 1 else _sharing(self.transformer, slots)
+        teams, threads = _teams(self.weights, slots)
         structs = [ctypes.byref(s) for s in (self.model, self.store, job)]
         run = _pointer(_call(f"run_new_{self.suffix}", *structs, _integer(teams), restype=_pointer))
         try:
@@ -220,3 +245,81 @@ class NativeBatch:
     def keep(self, rows: Tensor) -> None:
         """Go on with these rows only."""
         self.slots, self.lengths = self.slots[rows.numpy()], self.lengths[rows.numpy()]
+
+
+class NativeSlots:
+    """What Live needs of the compiled loop: slots with a prompt, sampling, uniforms, limit and buffers of their own.
+
+    A slot keeps what its cache holds when its answer has ended: a conversation that goes on is not read again. The
+    numbers are the same either way, each position being computed alone.
+    """
+
+    def __init__(self, decoder: NativeDecoder, slots: int, stop_ids: Sequence[int]):
+        self._decoder, self._stops = decoder, decoder.stops(stop_ids)
+        self._length, self._stopped = np.zeros(slots, np.int64), np.zeros(slots, np.uint8)
+        self._text = [np.zeros(0, np.int64)] * slots  # prompt and room for the answer
+        self._logp = [np.zeros(0, np.float32)] * slots
+        self._chance: list[Tensor | None] = [None] * slots
+        self._given: dict[int, int] = {}  # tokens handed out of each busy slot
+        self._read = [0] * slots  # length of its prompt
+        structs = [ctypes.byref(decoder.model), ctypes.byref(decoder.store), native.pointer(self._stops)]
+        self._session = _pointer(self._call("new", *structs, _integer(slots), _integer(_CHUNK_ROWS), restype=_pointer))
+        freed = weakref.finalize(self, _call, f"live_free_{decoder.suffix}", self._session)
+        freed.atexit = False  # the engine thread of a process that ends may be inside it
+
+    def _call(self, name: str, *arguments, restype=None):
+        return _call(f"live_{name}_{self._decoder.suffix}", *arguments, restype=restype)
+
+    def _held(self, slot: int, prompt: np.ndarray) -> int:
+        """How many positions of the prompt this slot's cache holds; the last is always read, for its logits."""
+        fed = self._call("fed", self._session, _integer(slot), restype=ctypes.c_int64)
+        known = self._text[slot][: min(fed, len(prompt) - 1)]
+        differ = np.flatnonzero(known != prompt[: len(known)])
+        return int(differ[0]) if len(differ) else len(known)
+
+    def join(self, free: list[int], prompt: Sequence[int], sampling: Sampling, limit: int, chance: Tensor) -> int:
+        """Start an answer of at most `limit` tokens, drawn by the uniforms of chance [limit], in one of the free slots.
+
+        The slot taken, and taken out of `free`, is the one that holds most of the prompt, of equals the first.
+        """
+        tokens = np.array(prompt, np.int64)
+        held = [self._held(slot, tokens) for slot in range(len(self._text))]
+        slot = max(free, key=held.__getitem__)
+        source = max(range(len(held)), key=lambda s: (held[s], s == slot))
+        free.remove(slot)
+        self._text[slot] = text = np.concatenate([tokens, np.zeros(limit, np.int64)])
+        self._logp[slot], self._chance[slot] = logp, chance = np.zeros(limit, np.float32), chance.contiguous()
+        self._length[slot] = self._stopped[slot] = 0
+        self._given[slot], self._read[slot] = 0, len(tokens)
+        temperature, top_k, top_p = _chooser(sampling)
+        writing = _Writing(
+            text.ctypes.data, len(tokens), limit, chance.data_ptr(), temperature, top_p, top_k,
+            text.ctypes.data + tokens.nbytes, logp.ctypes.data, self._length[slot:].ctypes.data, self._stopped[slot:].ctypes.data,
+        )  # fmt: skip
+        sizes = (_integer(held[source]), _integer(source))
+        self._call("join", self._session, _integer(slot), ctypes.byref(writing), *sizes)
+        return slot
+
+    def leave(self, slot: int) -> None:
+        """Give its answer up."""
+        self._call("leave", self._session, _integer(slot))
+        del self._given[slot]
+
+    def go(self, steps: int, seconds: float) -> list[tuple[int, list[int], list[float], str | None]]:
+        """(slot, tokens, logp, finish) of every slot that got a token in at most so many steps or seconds."""
+        if not self._given:
+            return []
+        teams, threads = _teams(self._decoder.weights, len(self._given))
+        self._call("go", self._session, _integer(steps), _real(seconds), _integer(teams), _integer(threads))
+        found = []
+        for slot, given in list(self._given.items()):
+            made, read, limit = int(self._length[slot]), self._read[slot], len(self._logp[slot])
+            if made == given:
+                continue
+            finish = "stop" if self._stopped[slot] else "length" if made == limit else None
+            tokens, logp = self._text[slot][read + given : read + made], self._logp[slot][given:made]
+            found.append((slot, tokens.tolist(), logp.tolist(), finish))
+            self._given[slot] = made
+            if finish:
+                del self._given[slot]
+        return found

@@ -4,6 +4,7 @@ Shapes: B rows or slots, A answers, n longest answer, L layers, K key/value head
 S positions of the cache, V vocabulary.
 """
 
+import time
 from collections.abc import Sequence
 
 import torch
@@ -211,3 +212,81 @@ class TorchRun:
         self.token[slots] = token
         self.answer[slots] = answer.masked_fill(ended, self.answers)
         self.made[slots] = made.masked_fill(ended, 0)
+
+
+class TorchSlots:
+    """What Live needs of a decoder whose slots each have their own sampling; NativeSlots' slow twin."""
+
+    def __init__(self, decoder: TorchDecoder, slots: int, stop_ids: Sequence[int]):
+        self.decoder, self.stops = decoder, frozenset(stop_ids)
+        self.answers: dict[
+            int, tuple[list[int], Sampling, int, Tensor]
+        ] = {}  # by slot: prompt, sampling, limit, chance
+        self.made = [0] * slots
+        self.reach = [0] * slots  # positions that a busy slot has filled
+        self.token = torch.zeros(slots, dtype=torch.long)
+
+    def join(self, free: list[int], prompt: Sequence[int], sampling: Sampling, limit: int, chance: Tensor) -> int:
+        """Start an answer of at most `limit` tokens, drawn by the uniforms of chance [limit]; the slot taken from `free`."""
+        slot = free.pop()
+        self.answers[slot] = list(prompt), sampling, limit, chance
+        self.made[slot] = self.reach[slot] = 0
+        return slot
+
+    def leave(self, slot: int) -> None:
+        del self.answers[slot]
+
+    def go(self, steps: int, seconds: float) -> list[tuple[int, list[int], list[float], str | None]]:
+        """(slot, tokens, logp, finish) of every slot that got a token in at most so many steps or seconds."""
+        end, found = time.monotonic() + seconds, {}
+        for _ in range(steps):
+            if not self.answers:
+                break
+            fresh = [slot for slot in self.answers if not self.made[slot]]
+            if fresh:
+                self._draw(fresh, self._read(fresh), found)
+            else:
+                self._draw(list(self.answers), self._step(), found)
+            if fresh or time.monotonic() >= end:
+                break
+        return [(slot, *written) for slot, written in found.items()]
+
+    def _read(self, slots: list[int]) -> Tensor:
+        """Read the prompts of these slots; logits [B,V]."""
+        prompts, device = [self.answers[slot][0] for slot in slots], self.decoder.device
+        for slot, prompt in zip(slots, prompts, strict=True):
+            self.reach[slot] = len(prompt)
+        there = torch.tensor(slots, device=device)
+        return self.decoder.prefill(prompts, there, torch.arange(len(slots), device=device))
+
+    def _step(self) -> Tensor:
+        """Feed every busy slot its last token; logits [B,V] of them."""
+        busy, device = torch.tensor(list(self.answers)), self.decoder.device
+        for slot in self.answers:
+            self.reach[slot] += 1
+        logits = self.decoder.step(self.token.to(device), max(self.reach[slot] for slot in self.answers))
+        self.decoder.at[busy.to(device)] += 1
+        return logits[busy.to(device)]
+
+    def _draw(self, slots: list[int], logits: Tensor, found: dict[int, list]) -> None:
+        """Append a token to each of these slots; rows of like sampling are drawn together."""
+        alike: dict[tuple, list[int]] = {}
+        for row, slot in enumerate(slots):
+            s = self.answers[slot][1]
+            alike.setdefault((s.temperature, s.top_k, s.top_p), []).append(row)
+        for rows in alike.values():
+            members = [slots[row] for row in rows]
+            chance = torch.stack([self.answers[slot][3][self.made[slot]] for slot in members]).to(logits.device)
+            token, logp = draw(logits[rows], self.answers[members[0]][1], chance)
+            for slot, t, p in zip(members, token.tolist(), logp.tolist(), strict=True):
+                self._append(slot, t, p, found)
+
+    def _append(self, slot: int, token: int, logp: float, found: dict[int, list]) -> None:
+        self.made[slot] += 1
+        self.token[slot] = token
+        tokens, logps, _ = written = found.setdefault(slot, [[], [], None])
+        tokens.append(token)
+        logps.append(logp)
+        if token in self.stops or self.made[slot] >= self.answers[slot][2]:
+            written[2] = "stop" if token in self.stops else "length"
+            del self.answers[slot]

@@ -116,6 +116,10 @@ class StreamDecoder:
         """The characters this token completes, possibly none."""
         return self._decoder.decode(self._tokenizer.token_bytes(token))
 
+    def push_all(self, tokens: Iterable[int]) -> str:
+        """The characters these tokens complete, several times faster than one by one."""
+        return self._decoder.decode(b"".join(map(self._tokenizer.token_bytes, tokens)))
+
     def finish(self) -> str:
         """What an unfinished character leaves at the end of the stream."""
         return self._decoder.decode(b"", final=True)
