@@ -17,12 +17,13 @@ from fledge.core.train import Interrupted
 from fledge.generate.sampling import Sampling
 from fledge.labs import overoptimise
 from fledge.labs.overoptimise import OveroptimiseOptions, _best_of_n, _hacked, scaled, summary, votes
-from fledge.labs.worlds import Asked, world_behind
+from fledge.labs.worlds import Asked
 from fledge.resume import ResumeOptions, resume
 from fledge.stages import reinforce
 from fledge.stages.best_of_n import answer_pool, score_pool
 from fledge.stages.common import fix_recipe, open_model
 from fledge.stages.journey import JourneyRecipe
+from fledge.stages.worlds import world_behind
 from fledge.tasks.world_tasks import WorldFacts
 from fledge.world import WorldConfig
 

@@ -19,7 +19,7 @@ from fledge.core.log import say
 from fledge.feedback.rewards import ModelReward, Piecewise, Weighted
 from fledge.generate.sampling import Sampling
 from fledge.labs.overoptimise import scaled
-from fledge.labs.worlds import Asked, world_behind
+from fledge.labs.worlds import Asked
 from fledge.stages import reinforce
 from fledge.stages.best_of_n import answer_pool
 from fledge.stages.common import Parent, fix_recipe, open_model
@@ -27,6 +27,7 @@ from fledge.stages.evaluate import ask, rate, sample_of
 from fledge.stages.observer import Looking
 from fledge.stages.prefer import RewardRecipe, run_reward
 from fledge.stages.rewarding import Opened
+from fledge.stages.worlds import world_behind
 from fledge.tasks.base import Example
 from fledge.tasks.world_tasks import WorldFacts, WorldRequests, exact_match, is_refusal
 from fledge.world.gold import is_on_topic

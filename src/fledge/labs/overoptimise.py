@@ -17,7 +17,7 @@ from fledge.core.config import Settings, TrainConfig
 from fledge.core.log import read_jsonl, say
 from fledge.feedback.rewards import ModelReward, TaskReward
 from fledge.generate.sampling import Sampling
-from fledge.labs.worlds import Asked, world_behind
+from fledge.labs.worlds import Asked
 from fledge.stages import reinforce
 from fledge.stages.best_of_n import answer_pool, best_of, kl_of_best, score_pool, sizes_up_to
 from fledge.stages.common import Parent, fix_recipe, open_model
@@ -25,6 +25,7 @@ from fledge.stages.evaluate import sample_of
 from fledge.stages.observer import Looking, Questions, looks_of
 from fledge.stages.prefer import RewardRecipe, run_reward
 from fledge.stages.rewarding import Opened
+from fledge.stages.worlds import world_behind
 from fledge.tasks.base import Example
 from fledge.tasks.world_tasks import WorldGold
 

@@ -1,28 +1,8 @@
-"""Which embedded world a model was raised in, and tasks over chosen prompts of it."""
+"""Tasks over chosen prompts of a world."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from fledge.stages.common import read_recipe
 from fledge.tasks.base import Example, Task
-from fledge.world import World, WorldConfig
-
-
-def world_behind(checkpoint: Path) -> World:
-    """The world of the journey that a checkpoint, run or journey folder belongs to.
-
-    Raises ValueError where there is none: a model raised on other text has no gold score.
-    """
-    for folder in (checkpoint, *checkpoint.resolve().parents):
-        if (folder / "recipe.json").exists():
-            held = read_recipe(folder)
-            if held["stage"] == "journey" and not held["recipe"]["text"]:
-                seed = held["recipe"]["seed"]
-                return World(WorldConfig.quick(seed) if held["recipe"]["quick"] else WorldConfig(seed=seed))
-    raise ValueError(
-        f"{checkpoint} belongs to no journey through the embedded world: this experiment needs its gold score; "
-        "make one with `fledge journey --quick --out runs/first` and take runs/first/sft"
-    )
 
 
 class Asked:

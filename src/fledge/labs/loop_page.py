@@ -1,0 +1,2 @@
+def loop_page(out, total):
+    return out
