@@ -21,6 +21,7 @@ from fledge.core.objectives import Objective
 from fledge.core.optim import Optimizer
 from fledge.core.runtime import choose_device, choose_dtype, release_memory, set_threads
 from fledge.core.train import Hook, StepEvent, train
+from fledge.stages.samples import Prompt, Samples
 from fledge.text.tokenizer import Tokenizer
 
 _TIMED_STEPS = 20
@@ -171,11 +172,13 @@ def run_stage(
     data: dict[str, Any],
     shown: Iterable[str] = ("loss",),
     hooks: Iterable[Hook] = (),
+    prompts: Iterable[Prompt] = (),
     estimate: bool = True,
     quiet: bool = False,
 ) -> Path:
-    """Train one stage with its bar, its card and a time estimate; returns the last checkpoint.
+    """Train one stage with its bar, its samples, its card and a time estimate; returns the last checkpoint.
 
+    prompts: what the model is asked now and then, see `samples`; quiet runs ask nothing.
     estimate: False where timing 20 steps costs more than it tells, as with rollouts.
     """
     release_memory()  # of the stage before
@@ -201,6 +204,8 @@ def run_stage(
             say(f"{stage}: {config.steps - first} steps, about {seconds:.0f} s by a {_TIMED_STEPS}-step timing")
         hook, bar = progress(stage, config.steps, first, shown)
         hooks.insert(0, hook)
+        if prompts := list(prompts):
+            hooks.append(Samples(out, tokenizer, prompts, config.steps))
     try:
         return train(model, source, objective, config, out=out, card=card, tokenizer=tokenizer.json, hooks=hooks)
     finally:

@@ -16,6 +16,7 @@ from fledge.core.log import say
 from fledge.core.model import Transformer
 from fledge.core.objectives import Objective, dpo, kto, reward_pairs
 from fledge.stages.common import Parent, fix_recipe, open_model, run_stage, with_steps
+from fledge.stages.samples import questions
 from fledge.text.formats import Pair, Thumb, read_pairs, read_thumbs
 from fledge.text.pairs import PairSource, ThumbSource, answer_rows
 from fledge.text.readers import Rejects, require_some
@@ -132,7 +133,7 @@ def _forward_tokens(model: Transformer) -> int | None:
     return _CPU_TOKENS if model.embedding.device.type == "cpu" else None
 
 
-def _source(recipe: PairRecipe, parent: Parent, read: str) -> tuple[PairSource, dict]:
+def _source(recipe: PairRecipe, parent: Parent, read: str) -> tuple[PairSource, dict, list[Pair]]:
     rejects = Rejects()
     pairs = list(read_pairs(recipe.pairs, encoding=recipe.encoding, skip_bad=recipe.skip_bad, rejects=rejects))
     require_some(len(pairs), recipe.pairs, rejects, "preference pairs")
@@ -142,7 +143,7 @@ def _source(recipe: PairRecipe, parent: Parent, read: str) -> tuple[PairSource, 
         "pairs": source.pairs, "ties": source.ties, "dropped": source.dropped, "rejected": rejects.as_dict(),
         "sha256": source.content, "margins": any(p.margin is not None for p in pairs),
     }  # fmt: skip
-    return source, data
+    return source, data, pairs
 
 
 def _say_left_out(what: str, rejects: Rejects, dropped: int, total: int, parent: Parent) -> None:
@@ -159,7 +160,7 @@ def run_reward(recipe: RewardRecipe, quiet: bool = False) -> Path:
     parent = open_model(
         recipe.parent, head="reward", device=recipe.train.device, precision=recipe.train.precision
     )  # fmt: skip
-    source, data = _source(recipe, parent, "end")
+    source, data, _ = _source(recipe, parent, "end")
     fixed = fix_recipe(out, "reward", recipe)
     config = with_steps(recipe.train, recipe.epochs * source.steps_per_epoch())
     return run_stage(
@@ -234,13 +235,15 @@ def run_dpo(recipe: DpoRecipe, quiet: bool = False) -> Path:
     out = Path(recipe.out)
     parent = open_model(recipe.parent, device=recipe.train.device, precision=recipe.train.precision)
     reference = _open_reference(recipe.reference, parent, recipe.train)
-    source, data = _source(recipe, parent, "answers")
+    source, data, pairs = _source(recipe, parent, "answers")
     fixed = fix_recipe(out, "dpo", recipe)
     source.ref_logp = _reference_columns(out, reference, source.pad, logp=source.sequences)["logp"]
     config = with_steps(recipe.train, recipe.epochs * source.steps_per_epoch())
+    asked = questions(parent.tokenizer, [p.prompt for p in pairs], parent.model.config.context_tokens)
     return run_stage(
         "dpo", parent.model, parent.tokenizer, source, recipe.objective(), config,
-        out=out, recipe=fixed, parent=parent, data=data | {"reference": reference.id}, shown=("loss", "accuracy"), quiet=quiet,
+        out=out, recipe=fixed, parent=parent, data=data | {"reference": reference.id}, shown=("loss", "accuracy"),
+        prompts=asked, quiet=quiet,
     )  # fmt: skip
 
 
@@ -314,9 +317,11 @@ def run_kto(recipe: KtoRecipe, quiet: bool = False) -> Path:
         "votes": source.votes, "liked": liked, "desirable_weight": weights[0], "undesirable_weight": weights[1],
         "dropped": source.dropped, "rejected": rejects.as_dict(), "sha256": source.content, "reference": reference.id,
     }  # fmt: skip
+    asked = questions(parent.tokenizer, [v.prompt for v in votes], parent.model.config.context_tokens)
     return run_stage(
         "kto", parent.model, parent.tokenizer, source, objective, config,
-        out=out, recipe=fixed, parent=parent, data=data, shown=("loss", "accuracy", "kl"), quiet=quiet,
+        out=out, recipe=fixed, parent=parent, data=data, shown=("loss", "accuracy", "kl"),
+        prompts=asked, quiet=quiet,
     )  # fmt: skip
 
 

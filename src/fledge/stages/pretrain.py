@@ -11,6 +11,7 @@ from fledge.core.log import say
 from fledge.core.model import Shape, Transformer
 from fledge.core.objectives import weighted_nll
 from fledge.stages.common import fix_recipe, open_model, rows_of, run_stage, with_steps
+from fledge.stages.samples import beginnings, stored_texts
 from fledge.text.readers import Rejects, read_documents
 from fledge.text.sources import DocumentSource, TokenStore
 from fledge.text.tokenizer import Tokenizer
@@ -133,8 +134,9 @@ def run(recipe: PretrainRecipe, quiet: bool = False) -> Path:
     length = model.config.context_tokens
     source = document_source(store, recipe.train, length)
     config = with_steps(recipe.train, (parse_count(recipe.tokens) or len(store.tokens)) / (source.rows * length))
+    begun = beginnings(tokenizer, heldout_texts(out) or stored_texts(store, tokenizer), length)
     data = {"documents": len(store), "tokens": len(store.tokens), "bytes": store.bytes, "sha256": store.content}
     return run_stage(
         "pretrain", model, tokenizer, source, weighted_nll, config,
-        out=out, recipe=fixed, parent=parent, data=data | {"rejected": rejected}, quiet=quiet,
+        out=out, recipe=fixed, parent=parent, data=data | {"rejected": rejected}, prompts=begun, quiet=quiet,
     )  # fmt: skip

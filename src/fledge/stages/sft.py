@@ -6,6 +6,7 @@ from fledge.core.config import Settings, TrainConfig
 from fledge.core.log import say
 from fledge.core.objectives import weighted_nll
 from fledge.stages.common import fix_recipe, open_model, rows_of, run_stage, with_steps
+from fledge.stages.samples import questions
 from fledge.text.formats import read_chats
 from fledge.text.readers import Rejects, require_some
 from fledge.text.sources import ChatSource, Sequences
@@ -67,7 +68,9 @@ def run(recipe: SftRecipe, quiet: bool = False) -> Path:
         "chats": len(sequences), "cut": sequences.cut, "dropped": sequences.dropped,
         "rejected": rejects.as_dict(), "sha256": sequences.content,
     }  # fmt: skip
+    asked = questions(parent.tokenizer, [c.messages[:-1] for c in chats], length)
     return run_stage(
         "sft", parent.model, parent.tokenizer, source, weighted_nll, config,
-        out=out, recipe=fixed, parent=None if recipe.fresh else parent, data=data, quiet=quiet,
+        out=out, recipe=fixed, parent=None if recipe.fresh else parent, data=data,
+        prompts=asked, quiet=quiet,
     )  # fmt: skip
