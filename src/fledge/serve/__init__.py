@@ -1,1 +1,1 @@
-"""Talking with models: the terminal chat (the page and its API come on top)."""
+"""Talking with models: the page and its API, OpenAI's /v1, and the chat in the terminal."""
