@@ -30,6 +30,7 @@ bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/train.py
 	$(BIN)/python benchmarks/rollout.py
 	$(BIN)/python benchmarks/preference.py
+	$(BIN)/python benchmarks/serve.py
 
 # On a machine with CUDA: tests marked gpu, then training and rollout benchmarks against transformers there.
 # PY=python3 uses that machine's own torch instead of the .venv.

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 from hypothesis import settings
+from postgres import postgres_socket, postgres_url  # noqa: F401 - fixtures
 
 from fledge.core import native
 from fledge.core.model import ModelConfig, Transformer

@@ -382,7 +382,7 @@ def test_chat_answers_piped_lines_and_drops_old_turns_with_a_notice(models: Path
         "/quit",
         "never read",
     ]
-    done = run(["chat", "runs/sft", "--sampling.max_tokens", "6"], models, "\n".join(lines) + "\n")
+    done = run(["chat", "runs/sft", "--terminal", "--sampling.max_tokens", "6"], models, "\n".join(lines) + "\n")
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
     assert "runs/sft" in done.stderr and "/new starts over" in done.stderr
     dropped = [int(n) for n in re.findall(r"the context is full: the oldest (\d+) messages were left out", done.stderr)]
@@ -392,13 +392,13 @@ def test_chat_answers_piped_lines_and_drops_old_turns_with_a_notice(models: Path
     answers = 7  # hi, ada, bo, cy, di, ed, who
     assert done.stdout.count("\n") >= answers
     assert "\x1b" not in done.stdout
-    again = run(["chat", "runs/sft", "--sampling.max_tokens", "6"], models, "\n".join(lines) + "\n")
+    again = run(["chat", "runs/sft", "--terminal", "--sampling.max_tokens", "6"], models, "\n".join(lines) + "\n")
     assert again.stdout == done.stdout, "the same seed, the same answers"
 
 
 def test_chat_ends_with_its_input_and_survives_bytes_that_are_no_text(models: Path):
     done = subprocess.run(
-        [*FLEDGE, "chat", "runs/sft", "--sampling.max_tokens", "4"],
+        [*FLEDGE, "chat", "runs/sft", "--terminal", "--sampling.max_tokens", "4"],
         cwd=models, env=ENVIRONMENT, input=b"hi\n\xff\xfe broken\nhi", capture_output=True, timeout=120,
     )  # fmt: skip
     assert b"Traceback" not in done.stderr, done.stderr.decode("utf-8", "replace")
@@ -410,5 +410,5 @@ def test_chat_with_a_base_model_says_what_it_is(models: Path, monkeypatch, capsy
 
     monkeypatch.chdir(models)
     monkeypatch.setattr(sys, "stdin", io.StringIO("hi\n"))
-    assert main(["chat", "runs/base", "--sampling.max_tokens", "4", "--sampling.temperature", "0"]) == 0
+    assert main(["chat", "runs/base", "--terminal", "--sampling.max_tokens", "4", "--sampling.temperature", "0"]) == 0
     assert "this is a base model" in capsys.readouterr().err

@@ -15,34 +15,36 @@ class Verb(NamedTuple):
     help: str
 
 
+# fmt: off
 TABLE = {
     "journey": Verb("stages.journey", "JourneyRecipe", "run", (), "raise a model through every stage"),
-    "chat": Verb("serve.terminal", "ChatOptions", "run", ("run",), "talk with the newest model of a run"),
+    "chat": Verb("serve.command", "ChatOptions", "run", ("run",), "a page to talk with a model and to vote"),
+    "votes": Verb("feedback.votes_command", "VotesOptions", "run", ("action", "run"), "votes in figures; check, backup, migrate"),
+    "invite": Verb("feedback.votes_command", "InviteOptions", "invite", ("run", "name"), "let somebody else talk and vote"),
+    "rate": Verb("feedback.rate_command", "RateOptions", "run", ("run",), "let a program vote: a reward, a judge, a simulated rater"),
+    "export": Verb("feedback.export_command", "ExportOptions", "run", ("run",), "votes as files for DPO, KTO, SFT and other tools"),
+    "import": Verb("feedback.export_command", "ImportOptions", "take", ("run", "files"), "take votes given elsewhere: Chatbot Arena, Argilla"),
+    "improve": Verb("stages.improve", "ImproveRecipe", "run", ("run",), "train the next model from the votes"),
     "world": Verb("world.command", "WorldOptions", "run", ("out",), "write the embedded corpus to look at"),
     "task": Verb("tasks.command", "TaskOptions", "run", ("name",), "write what a model needs to learn a task"),
     "pretrain": Verb("stages.pretrain", "PretrainRecipe", "run", ("recipe",), "stage 1: a base model from text"),
     "sft": Verb("stages.sft", "SftRecipe", "run", ("recipe",), "stage 2: teach it to answer, from conversations"),
     "reward": Verb("stages.prefer", "RewardRecipe", "run_reward", ("recipe",), "stage 3: a reward model from pairs"),
-    "dpo": Verb(
-        "stages.prefer", "DpoRecipe", "run_dpo", ("recipe",), "stage 3: prefer chosen answers, without a reward model"
-    ),
+    "dpo": Verb("stages.prefer", "DpoRecipe", "run_dpo", ("recipe",), "stage 3: prefer chosen answers, without a reward model"),
     "kto": Verb("stages.prefer", "KtoRecipe", "run_kto", ("recipe",), "stage 3: learn from single votes, liked or not"),
-    "reinforce": Verb(
-        "stages.reinforce", "ReinforceRecipe", "run", ("recipe",), "stage 3: improve a model by its own scored answers"
-    ),
-    "best-of-n": Verb(
-        "stages.best_of_n", "BestOfNOptions", "run", (), "sample n answers to each prompt, keep the best by a reward"
-    ),
-    "overoptimise": Verb(
-        "labs.overoptimise", "OveroptimiseOptions", "run", (), "experiment: proxy and gold reward against KL"
-    ),
+    "reinforce": Verb("stages.reinforce", "ReinforceRecipe", "run", ("recipe",), "stage 3: improve a model by its own scored answers"),
+    "best-of-n": Verb("stages.best_of_n", "BestOfNOptions", "run", (), "sample n answers to each prompt, keep the best by a reward"),
+    "overoptimise": Verb("labs.overoptimise", "OveroptimiseOptions", "run", (), "experiment: proxy and gold reward against KL"),
     "methods": Verb("labs.methods", "MethodsOptions", "run", (), "experiment: five policy-gradient methods compared"),
     "mixtures": Verb("labs.mixtures", "MixturesOptions", "run", (), "experiment: helpful against safe, two reward models"),
+    "loop": Verb("labs.loop", "LoopOptions", "run", (), "experiment: votes, next model, votes, and so on"),
+    "shift": Verb("probe.shift_command", "ShiftOptions", "run", ("aligned",), "which tokens a stage changed, and by how much"),
     "resume": Verb("resume", "ResumeOptions", "resume", ("run",), "continue whatever was interrupted"),
     "runs": Verb("stages.history", "RunsOptions", "runs", ("folder",), "all runs in a folder, with where they stand"),
     "lineage": Verb("stages.history", "LineageOptions", "lineage", ("run",), "the family tree of a run's models"),
     "show": Verb("stages.show", "ShowOptions", "run", ("chats",), "coloured view: which tokens of a chat are trained"),
 }
+# fmt: on
 
 # Another name of a field on the command line, for verbs that have the field and no field of the alias's own name.
 ALIASES = {"from": "parent", "votes": "pairs"}

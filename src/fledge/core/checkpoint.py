@@ -23,6 +23,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 FORMAT = "fledge-checkpoint-1"
+SERVING = "serving.json"
 _KEEP = 2  # the newest and the one before, to fall back on
 
 
@@ -197,14 +198,67 @@ class Checkpoint(msgspec.Struct):
         return load_tensors(self.files["optimizer.safetensors"])
 
 
+class Serving(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What RUN/serving.json says: a promotion writes it, and whoever names the run means this checkpoint from then on."""
+
+    checkpoint: str  # its folder, relative to the run
+    id: str  # sha256 of its manifest: names the exact weights
+
+
+def read_serving(run: Path | str) -> Serving | None:
+    """What RUN/serving.json says, or None where nothing was ever promoted. Raises ValueError naming a damaged file."""
+    path = Path(run) / SERVING
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Serving)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is damaged ({error}): it holds {{checkpoint, id}} of the served model; restore it, or delete it "
+            "to serve the run's newest checkpoint"
+        ) from None
+
+
+def write_serving(run: Path | str, checkpoint: Path | str, id: str) -> None:
+    """Serve `checkpoint` from now on; readers see the old or the new one, never a mixture."""
+    run, checkpoint = Path(run), Path(checkpoint)
+    if not (checkpoint / "MANIFEST.json").exists():
+        raise ValueError(f"{checkpoint} is no checkpoint: it has no MANIFEST.json")
+    relative = os.path.relpath(checkpoint.resolve(), run.resolve())
+    write_atomically(run / SERVING, canonical_json(Serving(relative, id)))
+
+
+def _served(run: Path) -> Path | None:
+    """The checkpoint that RUN/serving.json names, where there is such a file. Raises ValueError where it is gone."""
+    serving = read_serving(run)
+    if serving is None:
+        return None
+    folder = run / serving.checkpoint
+    try:
+        held = sha256(canonical_json(msgspec.json.decode((folder / "MANIFEST.json").read_bytes())["body"]))
+    except OSError:
+        held = "nothing"
+    except (ValueError, KeyError, TypeError):
+        return folder  # damaged: who loads it is told by `verify`, file and remedy
+    if held != serving.id:
+        raise ValueError(
+            f"{run / SERVING} names {serving.checkpoint} ({serving.id[:12]}), where there is {held[:12]}: restore that "
+            "checkpoint, or delete the file to serve the run's newest one"
+        )
+    return folder
+
+
 def resolve(path: Path | str) -> Path:
-    """The checkpoint folder meant by a path: itself, or the newest in a stage's run folder, or of a journey's last model.
+    """The checkpoint folder meant by a path: itself, the one its serving.json names, or the newest in a stage's run
+    folder or of a journey's last model.
 
     Raises ValueError when there is none.
     """
     path = Path(path)
     if (path / "MANIFEST.json").exists():
         return path
+    if (served := _served(path)) is not None:
+        return served
     for candidate in (path, *(path / name for name in ("aligned", "sft", "base"))):
         if found := list_checkpoints(candidate):
             return found[-1]

@@ -201,8 +201,8 @@ def train(
         if rank == 0:
             remove_unfinished(out)
         torch.manual_seed(config.seed)  # torch seeds each process differently; the state is part of a checkpoint
-        if list_checkpoints(out):
-            found = load_checkpoint(out)
+        if own := list_checkpoints(out):
+            found = load_checkpoint(own[-1])  # not what the run serves, which may be a descendant
             _require_same_origin(found, card)
             _restore(found, model, optimizer, source, guard)
             first, offset = found.step, found.state["log_bytes"]
