@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from voters import Voters
 
 from fledge.feedback.store import Store, store_url
-from voters import Voters
 
 _MEMORY = Path("/dev/shm")
 

@@ -4,12 +4,12 @@ import hashlib
 from pathlib import Path
 
 import pytest
+from voters import DECODING, WEIGHTS, Voters, draft, prompt
 
 from fledge.core.checkpoint import canonical_json
 from fledge.feedback.chain import canonical
 from fledge.feedback.store import Conflict, Invalid, Store, Unknown, store_url
 from fledge.text.messages import Message
-from voters import DECODING, WEIGHTS, Voters, draft, prompt
 
 
 def test_canonical_text_is_that_of_checkpoints():

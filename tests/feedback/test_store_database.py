@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import text
+from voters import Voters
 
 import fledge
 from fledge.feedback import database
 from fledge.feedback.store import Store, store_url
-from voters import Voters
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(fledge.__file__).parents[1]), str(Path(__file__).parent)])}  # fmt: skip
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import text
+from voters import Voters, draft, prompt
 
 from fledge.feedback.migrating import migrate
 from fledge.feedback.store import Store, store_url
-from voters import Voters, draft, prompt
 
 
 def fill(store: Store) -> Voters:

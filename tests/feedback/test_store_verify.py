@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import text
+from voters import Voters, draft, prompt
 
 from fledge.feedback import verifying
 from fledge.feedback.store import Store, store_url
-from voters import Voters, draft, prompt
 
 
 @pytest.fixture

@@ -5,10 +5,10 @@ import threading
 
 import msgspec
 import pytest
+from voters import Voters, draft, vote_id
 
 from fledge.feedback.chain import START, row_sha256
 from fledge.feedback.store import Conflict, Invalid, NewVote, Store, Stored, Unknown
-from voters import Voters, draft, vote_id
 
 
 def test_the_same_vote_ten_times_out_of_order_with_other_clocks_is_one_row(voters: Voters):

@@ -5,10 +5,10 @@ import threading
 from pathlib import Path
 
 import pytest
+from voters import Voters
 
 from fledge.feedback.store import Invalid, Store, Stored, Unknown, store_url
 from fledge.feedback.writer import Closed, Writer
-from voters import Voters
 
 
 def run(work):

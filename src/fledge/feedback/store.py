@@ -20,10 +20,19 @@ import msgspec
 from sqlalchemy import Table, func, insert, select, update
 
 from fledge.feedback import schema
-from fledge.feedback.answers import chunks, insert_draft, insert_task, read_draft, read_drafts, read_task, read_vote
-from fledge.feedback.chain import canonical, digest
+from fledge.feedback.answers import (
+    chunks,
+    insert_draft,
+    insert_task,
+    read_draft,
+    read_drafts,
+    read_task,
+    read_vote,
+)
+from fledge.feedback.chain import canonical
 from fledge.feedback.database import Database, Transaction, store_url
 from fledge.feedback.forgetting import forget
+from fledge.feedback.people import disable, insert_person, read_person
 from fledge.feedback.records import (
     JUDGEMENTS,
     Choice,
@@ -42,8 +51,7 @@ from fledge.feedback.records import (
     Unknown,
     Vote,
 )
-from fledge.feedback.schema import KINDS, ROLES
-from fledge.feedback.texts import identifier, one_of, plain
+from fledge.feedback.texts import identifier, plain
 from fledge.feedback.verifying import verify
 from fledge.feedback.voting import cast
 
@@ -53,7 +61,6 @@ __all__ = [
 ]  # fmt: skip
 
 _PAGE = 1000  # rows read at a time
-_NAME_BYTES = 200
 _TITLE_BYTES = 1000
 
 
@@ -97,29 +104,8 @@ class Store:
 
         Raises Invalid, or Conflict where `id` has another kind or role or the secret is someone else's.
         """
-        one_of(kind, "kind", KINDS)
-        one_of(role, "role", ROLES)
-        if not plain(name, "name", _NAME_BYTES).strip():
-            raise Invalid("name: must not be blank")
-        id = identifier(id) if id is not None else f"p_{uuid.uuid4().hex}"
-        row: dict[str, Any] = {"name": name}
-        if secret is not None:
-            row |= {"secret_sha256": digest(secret), "disabled_ms": None}
-        table = schema.person
         with self.transaction() as transaction:
-            connection = transaction.connection
-            if secret is not None:
-                owner = connection.execute(select(table.c.id).where(table.c.secret_sha256 == digest(secret))).scalar()
-                if owner not in (None, id):
-                    raise Conflict("secret: belongs to another person; make a new one")
-            found = self._one(table, Person, id)
-            if found is None:
-                connection.execute(insert(table).values(id=id, kind=kind, role=role, created_ms=now_ms(), **row))
-            elif (found.kind, found.role) != (kind, role):
-                raise Conflict(f"person {id} is a {found.kind} with role {found.role}, not a {kind} with role {role}")
-            else:
-                connection.execute(update(table).where(table.c.id == id).values(**row))
-        return id
+            return insert_person(transaction, kind, name, role, secret, id, now_ms())
 
     def person(self, id: str) -> Person | None:
         return self._one(schema.person, Person, id)
@@ -127,23 +113,19 @@ class Store:
     def person_of_secret(self, secret: str) -> Person | None:
         """Who holds this token; None for an unknown one and for a disabled person's."""
         try:
-            wanted = digest(secret)
-        except UnicodeEncodeError:
+            with self.database.read() as connection:
+                found = read_person(connection, secret)
+        except UnicodeEncodeError:  # no token of ours has half a surrogate pair
             return None
-        found = self._all(schema.person, Person, schema.person.c.secret_sha256 == wanted)
-        return found[0] if found and found[0].disabled_ms is None else None
+        return found if found is not None and found.disabled_ms is None else None
 
     def people(self) -> list[Person]:
         return self._all(schema.person, Person, order=("created_ms", "id"))
 
     def disable_person(self, id: str) -> None:
         """Their token and their votes are refused from now on; what they said stays. Raises Unknown."""
-        table = schema.person
         with self.transaction() as transaction:
-            if self._one(table, Person, id) is None:
-                raise Unknown(f"person {id!r:.80}: not known")
-            statement = update(table).where(table.c.id == id, table.c.disabled_ms.is_(None))
-            transaction.connection.execute(statement.values(disabled_ms=now_ms()))
+            disable(transaction, id, now_ms())
 
     # answers
 
