@@ -77,18 +77,20 @@ def fit_prompt(tokenizer: Tokenizer, messages: Sequence[Message], room_tokens: i
 
     A system message is kept. Raises ValueError when the last message alone does not fit.
     """
-    head = [m for m in messages[:1] if m.role == "system"]
-    turns = list(messages[len(head) :])
-    dropped = 0
-    while True:
-        tokens = render_prompt(tokenizer, [*head, *turns])
-        if len(tokens) <= room_tokens:
-            return tokens, dropped
-        if len(turns) <= 1:
+    bodies = tokenizer.encode_batch([m.content for m in messages])
+    first = int(bool(messages) and messages[0].role == "system")
+    start = first  # the first turn that stays
+    size = 2 + sum(len(body) + 2 for body in bodies)  # <bos> and the assistant's role; each message has a role and an end
+    while size > room_tokens:
+        if len(messages) - start <= 1:
             raise ValueError(
-                f"the last message takes {len(tokens)} tokens, the model has room for {room_tokens} before its answer: "
+                f"the last message takes {size} tokens, the model has room for {room_tokens} before its answer: "
                 "shorten it, or train with a larger model.context_tokens"
             )
         # a user turn leaves together with the answer to it, so that roles still alternate
-        step = 2 if len(turns) > 2 and turns[1].role == "assistant" else 1
-        turns, dropped = turns[step:], dropped + step
+        step = 2 if len(messages) - start > 2 and messages[start + 1].role == "assistant" else 1
+        size -= sum(len(body) + 2 for body in bodies[start : start + step])
+        start += step
+    kept = [*range(first), *range(start, len(messages))]
+    tokens = _assemble(tokenizer, [messages[i] for i in kept], [bodies[i] for i in kept]).tokens
+    return [*tokens, tokenizer.assistant], start - first
