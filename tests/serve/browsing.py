@@ -47,6 +47,14 @@ class Visitor:
         self.box().fill(text)
         self.box().press("Enter")
 
+    def long_answers(self, max_tokens: int = 1500) -> None:
+        """Set how answers are written, as the page keeps it: greedily these models go round in circles for very long."""
+        self.page.evaluate(
+            "(s) => localStorage.setItem('fledge.sampling', s)", f'{{"max_tokens": {max_tokens}, "temperature": 0}}'
+        )
+        self.page.reload()
+        self.page.wait_for_selector("main#main")
+
     def snap(self, name: str) -> None:
         """A picture into $FLEDGE_SCREENSHOTS, where that is set."""
         folder = os.environ.get("FLEDGE_SCREENSHOTS")
@@ -57,7 +65,9 @@ class Visitor:
 
     def fits(self) -> bool:
         """Nothing is wider than the window."""
-        wide = "() => [document.documentElement, document.querySelector('main')].map((e) => e.scrollWidth - e.clientWidth)"
+        wide = (
+            "() => [document.documentElement, document.querySelector('main')].map((e) => e.scrollWidth - e.clientWidth)"
+        )
         return max(self.page.evaluate(wide)) <= 0
 
     def check(self) -> None:

@@ -14,25 +14,53 @@ export function open_account(me) {
 
 function votes() {
   const out = h("div", null, skeleton(2));
-  get("/api/votes/summary").then((told) => {
-    const kinds = Object.entries(told.kinds).filter(([, n]) => n > 0);
-    set(out, kinds.length ? h("dl.counts", null, kinds.map(([kind, n]) =>
-      h("div", null, h("dt", null, has(`kind.${kind}`) ? t(`kind.${kind}`) : kind), h("dd", null, String(n))))) : h("p.dim", null, t("account.none")));
-  }, (error) => set(out, problem(error)));
+  get("/api/votes/summary").then(
+    (told) => {
+      const kinds = Object.entries(told.kinds).filter(([, n]) => n > 0);
+      set(
+        out,
+        kinds.length
+          ? h(
+              "dl.counts",
+              null,
+              kinds.map(([kind, n]) =>
+                h("div", null, h("dt", null, has(`kind.${kind}`) ? t(`kind.${kind}`) : kind), h("dd", null, String(n))),
+              ),
+            )
+          : h("p.dim", null, t("account.none")),
+      );
+    },
+    (error) => set(out, problem(error)),
+  );
   return h("section", null, h("h3", null, t("account.votes")), out);
 }
 
 function exported() {
-  return h("section", null, h("h3", null, t("account.export")), h("p.dim", null, t("account.export.more")),
-    h("div.row", null, FORMATS.map((format) => h("a.button.small", { href: `/api/export?format=${format}`, download: `${format}.jsonl` }, format))));
+  return h(
+    "section",
+    null,
+    h("h3", null, t("account.export")),
+    h("p.dim", null, t("account.export.more")),
+    h(
+      "div.row",
+      null,
+      FORMATS.map((format) =>
+        h("a.button.small", { href: `/api/export?format=${format}`, download: `${format}.jsonl` }, format),
+      ),
+    ),
+  );
 }
 
 function forgotten() {
   const place = h("div.row");
   const ask = () => set(place, button("warn", t("account.forget"), sure, { kind: "small" }));
   const sure = () => {
-    set(place, h("b", null, t("account.sure")), h("button.primary.small", { type: "button", onclick: go }, t("account.yes")),
-      h("button.small", { type: "button", onclick: ask }, t("app.cancel")));
+    set(
+      place,
+      h("b", null, t("account.sure")),
+      h("button.primary.small", { type: "button", onclick: go }, t("account.yes")),
+      h("button.small", { type: "button", onclick: ask }, t("app.cancel")),
+    );
     place.querySelector("button").focus();
   };
   const go = async () => {
@@ -40,7 +68,8 @@ function forgotten() {
       await post("/api/forget", { confirm: "forget me" });
       set(place, h("p.dim", null, t("account.forgotten")));
       announce(t("account.forgotten"));
-      setTimeout(() => { // every view may still show what is gone now
+      setTimeout(() => {
+        // every view may still show what is gone now
         location.hash = "#chat";
         location.reload();
       }, 1500);

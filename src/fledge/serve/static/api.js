@@ -10,7 +10,17 @@ export class Failure extends Error {
   }
 }
 
-const KINDS = { 400: "request", 401: "key", 403: "forbidden", 404: "gone", 409: "conflict", 413: "long", 421: "key", 422: "request", 429: "busy" };
+const KINDS = {
+  400: "request",
+  401: "key",
+  403: "forbidden",
+  404: "gone",
+  409: "conflict",
+  413: "long",
+  421: "key",
+  422: "request",
+  429: "busy",
+};
 
 async function failed(response) {
   let detail = "";
@@ -79,7 +89,11 @@ export async function* events(path, body, signal) {
 }
 
 function parsed(part) {
-  const data = part.split("\n").filter((line) => line.startsWith("data:")).map((line) => line.slice(5).trim()).join("\n");
+  const data = part
+    .split("\n")
+    .filter((line) => line.startsWith("data:"))
+    .map((line) => line.slice(5).trim())
+    .join("\n");
   if (!data || data === "[DONE]") return null;
   const event = JSON.parse(data);
   if (event.error) throw new Failure("server", 200, String(event.error.message || ""));

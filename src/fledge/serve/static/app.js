@@ -45,7 +45,8 @@ function allowed(tab) {
 
 function tabs() {
   return TABS.filter(allowed).map((tab) =>
-    h("li", null, h("a.tab", { href: `#${tab}`, "data-tab": tab }, icon(tab), h("span", null, t(`view.${tab}`)))));
+    h("li", null, h("a.tab", { href: `#${tab}`, "data-tab": tab }, icon(tab), h("span", null, t(`view.${tab}`)))),
+  );
 }
 
 /** Draw the frame; the view inside is drawn by `show`. */
@@ -56,17 +57,50 @@ function draw() {
   const title = h("p.title");
   const extra = h("div.extra");
   const close = () => drawer(false);
-  const side = h("div.side", { id: "side" },
-    h("div.brand", null, h("a", { href: "#chat", "aria-label": "fledge" }, feather(), h("span", null, "fledge")),
-      button("close", t("app.close"), close, { compact: true, kind: "phone" })),
+  const side = h(
+    "div.side",
+    { id: "side" },
+    h(
+      "div.brand",
+      null,
+      h("a", { href: "#chat", "aria-label": "fledge" }, feather(), h("span", null, "fledge")),
+      button("close", t("app.close"), close, { compact: true, kind: "phone" }),
+    ),
     h("nav.views", { "aria-label": t("app.views") }, h("ul", null, tabs())),
     slot,
-    h("div.foot", null, waiting, settings()));
-  const top = h("header.top", null,
-    button("menu", t("app.menu"), () => drawer(true), { compact: true, "aria-expanded": "false", "aria-controls": "side" }), title, extra);
-  const skip = h("a.skip", { href: "#main", onclick: (event) => { event.preventDefault(); main.focus(); } }, t("app.skip"));
-  set(document.getElementById("app"), skip, side, h("div.veil", { onclick: close }), top, main,
-    h("nav.bottom", { "aria-label": t("app.views") }, h("ul", null, tabs())));
+    h("div.foot", null, waiting, settings()),
+  );
+  const top = h(
+    "header.top",
+    null,
+    button("menu", t("app.menu"), () => drawer(true), {
+      compact: true,
+      "aria-expanded": "false",
+      "aria-controls": "side",
+    }),
+    title,
+    extra,
+  );
+  const skip = h(
+    "a.skip",
+    {
+      href: "#main",
+      onclick: (event) => {
+        event.preventDefault();
+        main.focus();
+      },
+    },
+    t("app.skip"),
+  );
+  set(
+    document.getElementById("app"),
+    skip,
+    side,
+    h("div.veil", { onclick: close }),
+    top,
+    main,
+    h("nav.bottom", { "aria-label": t("app.views") }, h("ul", null, tabs())),
+  );
   frame = { main, slot, waiting, title, extra, top, side };
 }
 
@@ -80,11 +114,27 @@ function settings() {
     announce(t(`app.theme.${following}`));
   };
   const other = current() === "en" ? "zh" : "en";
-  return h("div.settings", null,
-    h("button.link.who", { type: "button", title: t("account.title"), onclick: () => open_account(me) }, me.person.name === "owner" ? t("app.owner") : name(me.person.name, 40)),
-    h("button.only.language", { type: "button", lang: other === "zh" ? "zh-Hant" : "en", "aria-label": t("app.language.label"), onclick: () => speak(other) }, t("app.language")),
+  return h(
+    "div.settings",
+    null,
+    h(
+      "button.link.who",
+      { type: "button", title: t("account.title"), onclick: () => open_account(me) },
+      me.person.name === "owner" ? t("app.owner") : name(me.person.name, 40),
+    ),
+    h(
+      "button.only.language",
+      {
+        type: "button",
+        lang: other === "zh" ? "zh-Hant" : "en",
+        "aria-label": t("app.language.label"),
+        onclick: () => speak(other),
+      },
+      t("app.language"),
+    ),
     button(theme, t(`app.theme.${theme}`), turn, { compact: true, kind: "theme" }),
-    button("help", t("app.help"), open_help, { compact: true }));
+    button("help", t("app.help"), open_help, { compact: true }),
+  );
 }
 
 function fresh_settings(focus) {

@@ -72,7 +72,15 @@ async function load(id) {
     await mine.load(id);
     if (view && talk === mine) draw();
   } catch (error) {
-    if (view && talk === mine) set(view.log, h("div.turns", null, problem(error, () => load(id))));
+    if (view && talk === mine)
+      set(
+        view.log,
+        h(
+          "div.turns",
+          null,
+          problem(error, () => load(id)),
+        ),
+      );
   }
 }
 
@@ -91,7 +99,19 @@ function side() {
   const items = (list || []).map((c) => {
     const mine = talk && talk.id === c.id;
     const text = c.title ? name(c.title, 120) : t("chat.untitled");
-    return h("li", null, h("a", { href: `#chat/${encodeURIComponent(c.id)}`, "aria-current": mine ? "page" : null, title: plain(c.title || "", 120) }, text));
+    return h(
+      "li",
+      null,
+      h(
+        "a",
+        {
+          href: `#chat/${encodeURIComponent(c.id)}`,
+          "aria-current": mine ? "page" : null,
+          title: plain(c.title || "", 120),
+        },
+        text,
+      ),
+    );
   });
   const body = list === null ? skeleton(3) : items.length ? h("ul", null, items) : h("p.dim", null, t("chat.none"));
   set(view.slot, add, h("nav.list", { "aria-label": t("chat.list") }, h("h2", null, t("chat.list")), body));
@@ -130,7 +150,9 @@ function title() {
 
 function welcome() {
   const model = view.me.models.find((m) => m.default);
-  const tries = [1, 2, 3].map((i) => h("button.try", { type: "button", onclick: () => ask(t(`chat.try.${i}`)) }, t(`chat.try.${i}`)));
+  const tries = [1, 2, 3].map((i) =>
+    h("button.try", { type: "button", onclick: () => ask(t(`chat.try.${i}`)) }, t(`chat.try.${i}`)),
+  );
   const [before, after] = t("chat.hello.more").split("{model}");
   const hello = empty("chat", t("chat.hello"), [before, h("b", null, name(model.name, 60)), after]);
   hello.append(h("div.tries", { role: "group", "aria-label": t("chat.try") }, tries));
@@ -180,26 +202,30 @@ function follow_address() {
 function finished(turn) {
   const v = now(turn);
   follow_address();
-  if (v.error) return;
+  if (v.error || v.told) return;
+  v.told = true;
   if (v.drafts.length === 2 && v.task) {
     announce(t("chat.pair.done"));
-    const idle = document.activeElement === document.body || (document.activeElement === view.box.area && !view.box.area.value);
+    const idle =
+      document.activeElement === document.body || (document.activeElement === view.box.area && !view.box.area.value);
     const first = view.articles.get(turn).querySelector(".verdicts button");
     if (idle && first) first.focus({ preventScroll: true });
   } else {
-    announce(t("chat.done"));
+    announce(t(v.drafts.some((d) => d.finish === "stopped") ? "chat.stopped" : "chat.done"));
   }
 }
 
 /** After a verdict the next thing is to write on. */
 function judged() {
-  if (view && document.activeElement === document.body) view.box.area.focus({ preventScroll: true });
+  const keys = !window.matchMedia("(pointer: coarse)").matches; // a phone would cover the names with its keyboard
+  if (view && keys && document.activeElement === document.body) view.box.area.focus({ preventScroll: true });
 }
 
 function bottom(force) {
-  if (force || view.pinned) requestAnimationFrame(() => {
-    if (view) view.log.scrollTop = view.log.scrollHeight;
-  });
+  if (force || view.pinned)
+    requestAnimationFrame(() => {
+      if (view) view.log.scrollTop = view.log.scrollHeight;
+    });
 }
 
 /** Keys of this view; `free` is false while someone types. */
@@ -227,12 +253,15 @@ function last_turn_key(pressed, turn) {
   const article = view.articles.get(turn);
   const choice = choice_of(pressed);
   if (choice) {
-    return null !== judge(now(turn), choice, () => {
-      if (!view || !view.articles.has(turn)) return;
-      draw_turn(view.articles.get(turn), turn, context(turn));
-      judged();
-      bottom(false);
-    });
+    return (
+      null !==
+      judge(now(turn), choice, () => {
+        if (!view || !view.articles.has(turn)) return;
+        draw_turn(view.articles.get(turn), turn, context(turn));
+        judged();
+        bottom(false);
+      })
+    );
   }
   const target = { r: ".do-again", e: ".do-edit", "+": ".thumb-up", "=": ".thumb-up", "-": ".thumb-down" }[pressed];
   const found = target && article.querySelector(target);

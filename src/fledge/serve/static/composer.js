@@ -18,7 +18,9 @@ let two = remembered("fledge.two") === "yes";
 function read() {
   try {
     const kept = JSON.parse(remembered("fledge.sampling") || "{}");
-    return Object.fromEntries(FIELDS.map(({ key }) => [key, kept[key]]).filter(([, value]) => typeof value === "number"));
+    return Object.fromEntries(
+      FIELDS.map(({ key }) => [key, kept[key]]).filter(([, value]) => typeof value === "number"),
+    );
   } catch {
     return {};
   }
@@ -32,7 +34,14 @@ export function options() {
 
 /** on.send(text) and on.stop(); returns {element, area, busy(writing)}. */
 export function composer(on, kept = "") {
-  const area = h("textarea", { rows: "1", "aria-label": t("chat.box"), placeholder: t("chat.placeholder"), value: kept, enterkeyhint: "send", maxlength: "200000" });
+  const area = h("textarea", {
+    rows: "1",
+    "aria-label": t("chat.box"),
+    placeholder: t("chat.placeholder"),
+    value: kept,
+    enterkeyhint: "send",
+    maxlength: "200000",
+  });
   const go = h("button.primary.go", { type: "button" });
   const panel = h("div.tune", { id: fresh("tune"), hidden: true });
   let writing = false;
@@ -72,29 +81,48 @@ export function composer(on, kept = "") {
   busy(false);
   requestAnimationFrame(resize);
 
-  const element = h("div.composer", null, panel,
+  const element = h(
+    "div.composer",
+    null,
+    panel,
     h("div.box", null, area, h("div.row", null, switch_two(), tune(panel), h("span.spring"), go)),
-    h("p.fine", null, t("chat.foot")));
+    h("p.fine", null, t("chat.foot")),
+  );
   return { element, area, busy };
 }
 
 function switch_two() {
-  const toggle = h("input", { type: "checkbox", role: "switch", checked: two, onchange: (event) => {
-    two = event.target.checked;
-    remember("fledge.two", two ? "yes" : "no");
-  } });
+  const toggle = h("input", {
+    type: "checkbox",
+    role: "switch",
+    checked: two,
+    onchange: (event) => {
+      two = event.target.checked;
+      remember("fledge.two", two ? "yes" : "no");
+    },
+  });
   return h("label.switch", { title: t("chat.two.more") }, toggle, h("span", null, t("chat.two")));
 }
 
 function tune(panel) {
-  const open = button("tune", t("chat.tune"), () => {
-    panel.hidden = !panel.hidden;
-    open.setAttribute("aria-expanded", String(!panel.hidden));
-    if (!panel.hidden) {
-      set(panel, ...fields(open));
-      panel.querySelector("input").focus();
-    }
-  }, { compact: true, "aria-expanded": "false", "aria-controls": panel.id, kind: Object.keys(chosen).length ? "set" : "" });
+  const open = button(
+    "tune",
+    t("chat.tune"),
+    () => {
+      panel.hidden = !panel.hidden;
+      open.setAttribute("aria-expanded", String(!panel.hidden));
+      if (!panel.hidden) {
+        set(panel, ...fields(open));
+        panel.querySelector("input").focus();
+      }
+    },
+    {
+      compact: true,
+      "aria-expanded": "false",
+      "aria-controls": panel.id,
+      kind: Object.keys(chosen).length ? "set" : "",
+    },
+  );
   panel.addEventListener("keydown", (event) => {
     if (event.key === "Escape") {
       event.stopPropagation();
@@ -113,12 +141,22 @@ function fields(open) {
   };
   const rows = FIELDS.map(({ key, min, max, step }) => {
     const id = fresh(key);
-    const input = h("input", { id, type: "number", inputmode: "decimal", min, max, step, value: chosen[key] ?? "", placeholder: t("chat.default"), oninput: (event) => {
-      const value = event.target.valueAsNumber;
-      if (Number.isFinite(value) && value >= min && value <= max) chosen[key] = value;
-      else delete chosen[key];
-      store();
-    } });
+    const input = h("input", {
+      id,
+      type: "number",
+      inputmode: "decimal",
+      min,
+      max,
+      step,
+      value: chosen[key] ?? "",
+      placeholder: t("chat.default"),
+      oninput: (event) => {
+        const value = event.target.valueAsNumber;
+        if (Number.isFinite(value) && value >= min && value <= max) chosen[key] = value;
+        else delete chosen[key];
+        store();
+      },
+    });
     const note = key !== "max_tokens" ? h("small", { id: `${id}-note` }, t(`chat.${key}.more`)) : null;
     if (note) input.setAttribute("aria-describedby", note.id);
     return h("div.field", null, h("label", { for: id }, t(`chat.${key}`)), input, note);

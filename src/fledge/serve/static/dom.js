@@ -66,7 +66,9 @@ function written(run) {
 
 /** Foreign text as nodes: characters that hide or reorder are written out, towers of accents are cut. */
 export function shown(text) {
-  const calm = String(text).replace(/\r\n/g, "\n").replace(MARKS, (_, kept, rest) => `${kept}\u0000+${[...rest].length}\u0000`);
+  const calm = String(text)
+    .replace(/\r\n/g, "\n")
+    .replace(MARKS, (_, kept, rest) => `${kept}\u0000+${[...rest].length}\u0000`);
   if (!HIDDEN.test(calm)) return [document.createTextNode(calm)];
   return calm
     .split(/(\u0000\+\d+\u0000)/u)
@@ -81,8 +83,13 @@ export function shown(text) {
 
 /** The same as a string, for labels and options; cut to `limit` characters. */
 export function plain(text, limit = 200) {
-  const calm = String(text).replace(MARKS, "$1…").slice(0, limit * 4);
-  const told = calm.split(HIDDEN_RUN).map((piece) => (HIDDEN.test(piece) ? written(piece) : piece)).join("");
+  const calm = String(text)
+    .replace(MARKS, "$1…")
+    .slice(0, limit * 4);
+  const told = calm
+    .split(HIDDEN_RUN)
+    .map((piece) => (HIDDEN.test(piece) ? written(piece) : piece))
+    .join("");
   return told.length > limit ? `${told.slice(0, limit - 1)}…` : told;
 }
 
@@ -110,27 +117,36 @@ const ICONS = {
   menu: "M4 7h16M4 12h16M4 17h16",
   tune: "M4 8h9M17 8h3M4 16h3M11 16h9M15 5.800v4.400M9 13.800v4.400",
   help: "M9 9.500a3 3 0 1 1 4.300 2.700c-.9.500-1.300 1-1.300 2M12 17.500v.01M12 3.500a8.500 8.500 0 1 0 0 17 8.500 8.500 0 0 0 0-17z",
-  light: "M12 8a4 4 0 1 0 0 8 4 4 0 0 0 0-8zM12 3v1.500M12 19.500V21M3 12h1.500M19.500 12H21M5.600 5.600l1.100 1.100M17.300 17.300l1.100 1.100M5.600 18.400l1.100-1.100M17.300 6.700l1.100-1.100",
+  light:
+    "M12 8a4 4 0 1 0 0 8 4 4 0 0 0 0-8zM12 3v1.500M12 19.500V21M3 12h1.500M19.500 12H21M5.600 5.600l1.100 1.100M17.300 17.300l1.100 1.100M5.600 18.400l1.100-1.100M17.300 6.700l1.100-1.100",
   dark: "M19 14.500A7.500 7.500 0 0 1 9.500 5a7.500 7.500 0 1 0 9.500 9.500z",
   auto: "M12 4a8 8 0 1 0 0 16zM12 4a8 8 0 0 1 0 16",
   two: "M4 5h6.500v14H4zM13.500 5H20v14h-6.500z",
   left: "M14.500 6l-6 6 6 6",
   right: "M9.500 6l6 6-6 6",
   undo: "M8 5L4 9l4 4M4 9h10a5 5 0 0 1 0 10h-4",
-  globe: "M12 3.500a8.500 8.500 0 1 0 0 17 8.500 8.500 0 0 0 0-17zM3.500 12h17M12 3.500c5 5 5 12 0 17M12 3.500c-5 5-5 12 0 17",
+  globe:
+    "M12 3.500a8.500 8.500 0 1 0 0 17 8.500 8.500 0 0 0 0-17zM3.500 12h17M12 3.500c5 5 5 12 0 17M12 3.500c-5 5-5 12 0 17",
   warn: "M12 4l9 16H3zM12 10v4.500M12 17.300v.01",
 };
 
 /** A line drawing of 24 units, hidden from screen readers: the control around it carries the words. */
 export function icon(what) {
-  return s("svg.icon", { viewBox: "0 0 24 24", "aria-hidden": "true", focusable: "false" }, s("path", { d: ICONS[what] }));
+  return s(
+    "svg.icon",
+    { viewBox: "0 0 24 24", "aria-hidden": "true", focusable: "false" },
+    s("path", { d: ICONS[what] }),
+  );
 }
 
 /** The mark of the page: a feather. */
 export function feather() {
-  return s("svg.feather", { viewBox: "0 0 32 32", "aria-hidden": "true", focusable: "false" },
+  return s(
+    "svg.feather",
+    { viewBox: "0 0 32 32", "aria-hidden": "true", focusable: "false" },
     s("path.vane", { d: "M27 4C15 4.500 8 10 7.500 20.500L10 23c9.500-.4 16.500-7.500 17-19z" }),
-    s("path.quill", { d: "M5 28C8.500 21 13.500 15.500 20 11.500" }));
+    s("path.quill", { d: "M5 28C8.500 21 13.500 15.500 20 11.500" }),
+  );
 }
 
 /** Grow a textarea with its text, between CSS's min-height and max-height. */

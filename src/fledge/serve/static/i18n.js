@@ -71,7 +71,8 @@ function whole_number(value) {
 export function number(value) {
   if (value === null || value === undefined || !Number.isFinite(value)) return "–";
   const size = Math.abs(value);
-  if (size !== 0 && (size < 0.0001 || size >= 1e7)) return value.toExponential(1).replaceAll("-", "−").replace("e+", "e").replace(".0e", "e");
+  if (size !== 0 && (size < 0.0001 || size >= 1e7))
+    return value.toExponential(1).replaceAll("-", "−").replace("e+", "e").replace(".0e", "e");
   if (Number.isInteger(value)) return value.toLocaleString("en-US").replace("-", "−");
   if (size < 1) return String(Number(value.toPrecision(3))).replace("-", "−");
   const digits = size >= 1000 ? 0 : size >= 100 ? 1 : 2;
@@ -93,5 +94,9 @@ export function ago(ms) {
   if (seconds < 60) return t("time.now");
   if (seconds < 3600) return t("time.minutes", { n: Math.floor(seconds / 60) });
   if (seconds < 86400) return t("time.hours", { n: Math.floor(seconds / 3600) });
-  return new Date(ms).toLocaleDateString(language === "zh" ? "zh-TW" : "en-GB", { day: "numeric", month: "short", year: "numeric" });
+  return new Date(ms).toLocaleDateString(language === "zh" ? "zh-TW" : "en-GB", {
+    day: "numeric",
+    month: "short",
+    year: "numeric",
+  });
 }

@@ -13,13 +13,17 @@ export function shortcuts_on() {
 
 /** Whether a key belongs to what has the focus. */
 export function typing(target) {
-  return target instanceof HTMLElement && (target.isContentEditable || ["INPUT", "TEXTAREA", "SELECT"].includes(target.tagName))
-    && !["checkbox", "radio", "button"].includes(target.type);
+  return (
+    target instanceof HTMLElement &&
+    (target.isContentEditable || ["INPUT", "TEXTAREA", "SELECT"].includes(target.tagName)) &&
+    !["checkbox", "radio", "button"].includes(target.type)
+  );
 }
 
 /** view_key(event) of the view on screen is asked first; it returns true for a key it took. */
 export function key_pressed(event, view_key) {
-  if (event.isComposing || event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
+  if (event.isComposing || event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]"))
+    return;
   const free = !typing(event.target) && shortcuts_on();
   if (free && Date.now() - going < 1200 && GO[event.key]) {
     going = 0;
@@ -44,15 +48,70 @@ export function key_pressed(event, view_key) {
 }
 
 const LIST = [
-  ["help.anywhere", [["n", "help.new"], ["?", "help.help"]]],
+  [
+    "help.anywhere",
+    [
+      ["n", "help.new"],
+      ["?", "help.help"],
+    ],
+  ],
   ["help.views", Object.entries(GO).map(([key, hash]) => [`g ${key}`, `view.${hash.slice(1)}`])],
-  ["help.chat", [["/", "help.write"], ["Enter", "help.send"], ["Esc", "help.stop"], ["r", "help.again"], ["e", "help.edit"], ["+ −", "help.up"]]],
-  ["help.pair", [["1", "help.1"], ["2", "help.2"], ["3", "help.3"], ["4", "help.4"]]],
+  [
+    "help.chat",
+    [
+      ["/", "help.write"],
+      ["Enter", "help.send"],
+      ["Esc", "help.stop"],
+      ["r", "help.again"],
+      ["e", "help.edit"],
+      ["+ −", "help.up"],
+    ],
+  ],
+  [
+    "help.pair",
+    [
+      ["1", "help.1"],
+      ["2", "help.2"],
+      ["3", "help.3"],
+      ["4", "help.4"],
+    ],
+  ],
 ];
 
 export function open_help() {
-  const toggle = h("input", { type: "checkbox", role: "switch", checked: shortcuts_on(), onchange: (event) => remember("fledge.keys", event.target.checked ? "on" : "off") });
-  const lists = LIST.map(([title, rows]) => h("section", null, h("h3", null, t(title)), h("dl", null, rows.map(([key, words]) =>
-    h("div", null, h("dt", null, key.split(" ").map((k) => h("kbd", null, k))), h("dd", null, t(words)))))));
-  dialog("help", t("help.title"), h("div.lists", null, lists), h("label.switch", null, toggle, h("span", null, t("help.off"))));
+  const toggle = h("input", {
+    type: "checkbox",
+    role: "switch",
+    checked: shortcuts_on(),
+    onchange: (event) => remember("fledge.keys", event.target.checked ? "on" : "off"),
+  });
+  const lists = LIST.map(([title, rows]) =>
+    h(
+      "section",
+      null,
+      h("h3", null, t(title)),
+      h(
+        "dl",
+        null,
+        rows.map(([key, words]) =>
+          h(
+            "div",
+            null,
+            h(
+              "dt",
+              null,
+              key.split(" ").map((k) => h("kbd", null, k)),
+            ),
+            h("dd", null, t(words)),
+          ),
+        ),
+      ),
+    ),
+  );
+  dialog(
+    "help",
+    t("help.title"),
+    h("div.lists", null, lists),
+    h("label.switch", null, toggle, h("span", null, t("help.off"))),
+  );
 }

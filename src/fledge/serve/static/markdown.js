@@ -12,7 +12,13 @@ export function markdown(target, text, more = null) {
   const parts = blocks(cut ? text.slice(0, limit) : text);
   const drawn = target.blocks || [];
   let same = 0;
-  while (same < parts.length && same < drawn.length && drawn[same].source === parts[same].source && drawn[same].kind === parts[same].kind) same += 1;
+  while (
+    same < parts.length &&
+    same < drawn.length &&
+    drawn[same].source === parts[same].source &&
+    drawn[same].kind === parts[same].kind
+  )
+    same += 1;
   while (target.childNodes.length > same) target.lastChild.remove();
   for (const part of parts.slice(same)) target.append(draw(part));
   target.blocks = parts;
@@ -58,7 +64,8 @@ function block_at(lines, at) {
   if (QUOTE.test(line)) return gathered(lines, at, "quote", (l) => QUOTE.test(l));
   const item = ITEM.exec(line);
   if (item) return gathered(lines, at, /\d/.test(item[2]) ? "ol" : "ul", (l) => ITEM.test(l) || /^\s{2,}\S/.test(l));
-  const plain = (l) => l.trim() && !FENCE.test(l) && !HEADING.test(l) && !QUOTE.test(l) && !ITEM.test(l) && !RULE.test(l);
+  const plain = (l) =>
+    l.trim() && !FENCE.test(l) && !HEADING.test(l) && !QUOTE.test(l) && !ITEM.test(l) && !RULE.test(l);
   return gathered(lines, at, "p", plain);
 }
 
@@ -79,7 +86,17 @@ function draw(block) {
   if (kind === "pre") return h("pre", { tabindex: "0" }, h("code", null, shown(source)));
   if (kind === "hr") return h("hr");
   if (kind === "ul" || kind === "ol") return list(kind, source);
-  if (kind === "quote") return h("blockquote", { dir: "auto" }, inline(source.split("\n").map((l) => QUOTE.exec(l)[1]).join("\n")));
+  if (kind === "quote")
+    return h(
+      "blockquote",
+      { dir: "auto" },
+      inline(
+        source
+          .split("\n")
+          .map((l) => QUOTE.exec(l)[1])
+          .join("\n"),
+      ),
+    );
   return h(kind, { dir: "auto" }, inline(source));
 }
 
@@ -119,7 +136,9 @@ export function inline(text, depth = 0) {
     const span = span_at(text, at);
     if (span) {
       flush();
-      nodes.push(span.tag === "code" ? h("code", null, shown(span.inner)) : h(span.tag, null, inline(span.inner, depth + 1)));
+      nodes.push(
+        span.tag === "code" ? h("code", null, shown(span.inner)) : h(span.tag, null, inline(span.inner, depth + 1)),
+      );
       at = span.end;
     } else if (text[at] === "\\" && /[\\`*_~#>!-]/.test(text[at + 1] || "")) {
       plain += text[at + 1];
@@ -133,7 +152,14 @@ export function inline(text, depth = 0) {
   return nodes;
 }
 
-const SPANS = [["`", "code"], ["**", "strong"], ["__", "strong"], ["~~", "s"], ["*", "em"], ["_", "em"]];
+const SPANS = [
+  ["`", "code"],
+  ["**", "strong"],
+  ["__", "strong"],
+  ["~~", "s"],
+  ["*", "em"],
+  ["_", "em"],
+];
 
 function span_at(text, at) {
   for (const [mark, tag] of SPANS) {

@@ -17,15 +17,33 @@ let timer = null;
 let asked = 0;
 
 export function open(place) {
-  const area = h("textarea.sentence", { rows: "1", "aria-label": t("next.box"), placeholder: t("next.placeholder"), value: shown_text(), maxlength: "4000", oninput: typed });
+  const area = h("textarea.sentence", {
+    rows: "1",
+    "aria-label": t("next.box"),
+    placeholder: t("next.placeholder"),
+    value: shown_text(),
+    maxlength: "4000",
+    oninput: typed,
+  });
   const back = button("undo", t("next.back"), step_back, { kind: "link" });
   const clear = button("close", t("next.clear"), start_over, { kind: "link" });
-  view = { area, back, clear, columns: h("div.columns", { "aria-live": "off" }) };
-  set(place.main, h("div.page", null, h("h1", null, t("view.next")), h("p.lead", null, t("next.lead")),
-    h("div.box.sentence", null, area, h("div.row", null, back, clear)), view.columns, h("p.note", null, t("next.unsure.more"))));
+  const note = h("p.note", { hidden: true }, t("next.unsure.more"));
+  view = { area, back, clear, note, columns: h("div.columns", { "aria-live": "off" }) };
+  set(
+    place.main,
+    h(
+      "div.page",
+      null,
+      h("h1", null, t("view.next")),
+      h("p.lead", null, t("next.lead")),
+      h("div.box.sentence", null, area, h("div.row", null, back, clear)),
+      view.columns,
+      note,
+    ),
+  );
   grow(area);
   buttons();
-  if (!text) area.focus({ preventScroll: true });
+  if (!text && !window.matchMedia("(pointer: coarse)").matches) area.focus({ preventScroll: true });
   if (found) draw();
   else if (text) ask();
   else nothing();
@@ -40,6 +58,13 @@ function shown_text() {
   return steps.length && found ? found.text : text;
 }
 
+function begin(words) {
+  [text, steps] = [words, []];
+  show_text();
+  buttons();
+  ask();
+}
+
 function buttons() {
   view.back.disabled = steps.length === 0;
   view.clear.disabled = !text && !steps.length;
@@ -47,8 +72,19 @@ function buttons() {
 
 function nothing() {
   found = null;
-  set(view.columns, empty("next", t("view.next"), t("next.empty")));
-  view.columns.querySelector("h2").remove();
+  const tries = [1, 2, 3].map((i) =>
+    h("button.try", { type: "button", onclick: () => begin(t(`next.try.${i}`)) }, t(`next.try.${i}`)),
+  );
+  set(
+    view.columns,
+    h(
+      "div.empty",
+      null,
+      h("p", null, t("next.empty")),
+      h("div.tries", { role: "group", "aria-label": t("chat.try") }, tries),
+    ),
+  );
+  view.note.hidden = true;
 }
 
 /** Typing begins a new text: tokens clicked before become part of it. */
@@ -68,7 +104,11 @@ async function ask() {
     nothing();
     return;
   }
-  if (!found) set(view.columns, [1, 2, 3].map(() => h("div.card", null, skeleton(6))));
+  if (!found)
+    set(
+      view.columns,
+      [1, 2, 3].map(() => h("div.card", null, skeleton(6))),
+    );
   view.columns.setAttribute("aria-busy", "true");
   try {
     const told = await post("/api/next", body());
@@ -94,42 +134,84 @@ function draw() {
     set(view.columns, empty("next", t("view.next"), t("next.none")));
     return;
   }
+  view.note.hidden = false;
   const most = Math.max(...found.models.flatMap((m) => m.tokens.map((token) => token.p)), 0.01);
-  set(view.columns, found.models.map((m) => column(m, most)));
+  set(
+    view.columns,
+    found.models.map((m) => column(m, most)),
+  );
 }
 
 function column(model, most) {
   const bits = number(model.entropy / Math.LN2);
-  const title = h("header", null, h("h2", null, name(model.name, 40)), h("span.stage", null, stage_name(model.stage)),
-    h("span.dim.unsure", { title: t("next.unsure.more"), "aria-label": t("next.unsure.label", { bits }) }, t("next.unsure", { bits })));
+  const title = h(
+    "header",
+    null,
+    h("h2", null, name(model.name, 40)),
+    h("span.stage", null, stage_name(model.stage)),
+    h(
+      "span.dim.unsure",
+      { title: t("next.unsure.more"), "aria-label": t("next.unsure.label", { bits }) },
+      t("next.unsure", { bits }),
+    ),
+  );
   const bars = model.tokens.map((token) => h("li", null, bar(token, most)));
   const rest = 1 - model.tokens.reduce((sum, token) => sum + token.p, 0);
-  return h("section.card.column", { class: family(model.stage), "aria-label": plain(model.name, 40) }, title,
-    h("ol.bars", null, bars), rest > 0.0005 && h("p.rest", null, h("span", null, t("next.rest")), h("span", null, percent(rest))));
+  return h(
+    "section.card.column",
+    { class: family(model.stage), "aria-label": plain(model.name, 40) },
+    title,
+    h("ol.bars", null, bars),
+    rest > 0.0005 && h("p.rest", null, h("span", null, t("next.rest")), h("span", null, percent(rest))),
+  );
 }
 
 function bar(token, most) {
   const fill = h("span.fill");
   fill.style.width = `${Math.max(0.5, (token.p / most) * 100)}%`;
-  return h("button.bar-row", { type: "button", "data-token": token.id, "aria-label": t("next.token", { token: spoken(token), share: percent(token.p) }),
-    onclick: () => go_on(token), onpointerenter: () => alike(token.id), onfocus: () => alike(token.id), onpointerleave: () => alike(null), onblur: () => alike(null) },
-  h("span.token", null, visible(token)), h("span.track", null, fill), h("span.share", null, percent(token.p)));
+  return h(
+    "button.bar-row",
+    {
+      type: "button",
+      "data-token": token.id,
+      "aria-label": t("next.token", { token: spoken(token), share: percent(token.p) }),
+      onclick: () => go_on(token),
+      onpointerenter: () => alike(token.id),
+      onfocus: () => alike(token.id),
+      onpointerleave: () => alike(null),
+      onblur: () => alike(null),
+    },
+    h("span.token", null, visible(token)),
+    h("span.track", null, fill),
+    h("span.share", null, percent(token.p)),
+  );
 }
 
 /** The same token in the other columns lights up. */
 function alike(id) {
-  for (const row of view.columns.querySelectorAll(".bar-row")) row.classList.toggle("same", id !== null && row.dataset.token === String(id));
+  for (const row of view.columns.querySelectorAll(".bar-row"))
+    row.classList.toggle("same", id !== null && row.dataset.token === String(id));
 }
 
 /** A token as people can see it: blanks and line ends are drawn. */
 export function visible(token) {
-  const parts = plain(token.text, 24).split(/([ \n\t])/).filter((part) => part !== "");
+  const parts = plain(token.text, 24)
+    .split(/([ \n\t])/)
+    .filter((part) => part !== "");
   const marks = { "\n": "↵", "\t": "⇥" };
-  return h("bdi", { class: token.control ? "control" : "" }, parts.map((part) => (part === " " ? h("span.space", null, " ") : marks[part] ? h("span.blank", null, marks[part]) : part)));
+  return h(
+    "bdi",
+    { class: token.control ? "control" : "" },
+    parts.map((part) =>
+      part === " " ? h("span.space", null, " ") : marks[part] ? h("span.blank", null, marks[part]) : part,
+    ),
+  );
 }
 
 function spoken(token) {
-  return plain(token.text, 40).replaceAll("\n", ` ${t("next.newline")} `).replace(/^ +$/, t("next.space"));
+  return plain(token.text, 40)
+    .replaceAll("\n", ` ${t("next.newline")} `)
+    .replace(/^ +$/, t("next.space"));
 }
 
 function go_on(token) {

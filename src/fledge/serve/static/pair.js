@@ -14,24 +14,58 @@ export function choice_of(key) {
 
 /** Two cards; `drawn` are their contents, v has choice and revealed. */
 export function cards(v, drawn) {
-  return h("div.pair", null, drawn.map((content, i) => {
-    const side = CHOICES[i];
-    const best = v.choice === side;
-    const by = v.revealed && v.revealed[side];
-    return h("section.card.draft", { class: best ? "best" : v.choice && CHOICES.indexOf(v.choice) < 2 ? "other" : "", "aria-label": t("pair.draft", { n: i + 1 }) },
-      h("header", null, h("h3", null, t("pair.draft", { n: i + 1 })), by && h("span.by", null, name(by, 60)),
-        best && h("span.mark", null, icon("check"), h("span", null, t("pair.best")))),
-      content);
-  }));
+  return h(
+    "div.pair",
+    null,
+    drawn.map((content, i) => {
+      const side = CHOICES[i];
+      const best = v.choice === side;
+      const by = v.revealed && v.revealed[side];
+      return h(
+        "section.card.draft",
+        {
+          class: best ? "best" : v.choice && CHOICES.indexOf(v.choice) < 2 ? "other" : "",
+          "aria-label": t("pair.draft", { n: i + 1 }),
+        },
+        h(
+          "header",
+          null,
+          h("h3", null, t("pair.draft", { n: i + 1 })),
+          by && h("span.by", null, name(by, 60)),
+          best && h("span.mark", null, icon("check"), h("span", null, t("pair.best"))),
+        ),
+        content,
+      );
+    }),
+  );
 }
 
 /** The four verdicts; choose(choice) is called once. */
 export function verdicts(choose, disabled = false) {
   const press = (choice) => () => choose(choice);
-  return h("div.verdicts", { role: "group", "aria-label": t("pair.question") },
+  return h(
+    "div.verdicts",
+    { role: "group", "aria-label": t("pair.question") },
     h("p", null, t("pair.question")),
-    h("div.row", null, CHOICES.map((choice, i) =>
-      h("button", { type: "button", disabled, "data-choice": choice, "aria-keyshortcuts": String(i + 1), onclick: press(choice) }, h("kbd", { "aria-hidden": "true" }, i + 1), h("span", null, t(`pair.${choice}`))))));
+    h(
+      "div.row",
+      null,
+      CHOICES.map((choice, i) =>
+        h(
+          "button",
+          {
+            type: "button",
+            disabled,
+            "data-choice": choice,
+            "aria-keyshortcuts": String(i + 1),
+            onclick: press(choice),
+          },
+          h("kbd", { "aria-hidden": "true" }, i + 1),
+          h("span", null, t(`pair.${choice}`)),
+        ),
+      ),
+    ),
+  );
 }
 
 /** Send the verdict on version v; changed() redraws once now and once when the names are known.
@@ -42,14 +76,22 @@ export function judge(v, choice, changed) {
   Object.assign(v, { choice, vote: sent.id });
   announce(t(`pair.said.${choice}`));
   changed();
-  sent.answered.then((stored) => {
-    v.revealed = stored.revealed;
-    if (v.revealed) announce([1, 2].map((n) => `${t("pair.draft", { n })} ${t("pair.by", { model: v.revealed[CHOICES[n - 1]] })}`).join(", "));
-    changed();
-  }, (error) => {
-    Object.assign(v, { choice: null, vote: null, refused: error });
-    changed();
-  });
+  sent.answered.then(
+    (stored) => {
+      v.revealed = stored.revealed;
+      if (v.revealed)
+        announce(
+          [1, 2]
+            .map((n) => `${t("pair.draft", { n })} ${t("pair.by", { model: v.revealed[CHOICES[n - 1]] })}`)
+            .join(", "),
+        );
+      changed();
+    },
+    (error) => {
+      Object.assign(v, { choice: null, vote: null, refused: error });
+      changed();
+    },
+  );
   return sent.answered;
 }
 
@@ -66,6 +108,11 @@ export function below(v, changed) {
   if (v.retracted) return h("p.note", null, t("pair.back.done"));
   if (v.refused) return problem(v.refused);
   if (!v.choice) return verdicts((choice) => judge(v, choice, changed), !v.task);
-  return h("p.said", null, icon("check"), h("span", null, t(`pair.said.${v.choice}`)),
-    h("button.link", { type: "button", onclick: () => take_back(v, changed) }, t("pair.back")));
+  return h(
+    "p.said",
+    null,
+    icon("check"),
+    h("span", null, t(`pair.said.${v.choice}`)),
+    h("button.link", { type: "button", onclick: () => take_back(v, changed) }, t("pair.back")),
+  );
 }

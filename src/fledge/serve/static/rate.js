@@ -13,7 +13,10 @@ let last = null; // the version judged before this one
 
 export function open(place) {
   view = { main: place.main, now: null, body: h("div.body"), past: h("div.past") };
-  set(place.main, h("div.page", null, h("h1", null, t("view.rate")), h("p.lead", null, t("rate.lead")), view.body, view.past));
+  set(
+    place.main,
+    h("div.page", null, h("h1", null, t("view.rate")), h("p.lead", null, t("rate.lead")), view.body, view.past),
+  );
   past();
   following();
 }
@@ -36,23 +39,54 @@ async function following() {
 
 function waiting() {
   view.now = null;
-  set(view.body, h("p.dim", null, t("rate.making")), h("div.pair", null, h("div.card", null, skeleton(4)), h("div.card", null, skeleton(4))));
+  set(
+    view.body,
+    h("p.dim", null, t("rate.making")),
+    h("div.pair", null, h("div.card", null, skeleton(4)), h("div.card", null, skeleton(4))),
+  );
 }
 
 function show(task) {
   if (!task) {
-    set(view.body, empty("rate", t("rate.none"), words("rate.none.more"), h("a.button.primary", { href: "#chat" }, t("rate.chat"))));
+    set(
+      view.body,
+      empty("rate", t("rate.none"), words("rate.none.more"), h("a.button.primary", { href: "#chat" }, t("rate.chat"))),
+    );
     return;
   }
-  const v = { task: task.task, drafts: task.drafts, choice: null, vote: null, revealed: null, retracted: false, ready_ms: Date.now() };
+  const v = {
+    task: task.task,
+    drafts: task.drafts,
+    choice: null,
+    vote: null,
+    revealed: null,
+    retracted: false,
+    ready_ms: Date.now(),
+  };
   view.now = v;
-  const said = task.messages.map((m) => h("div.ask", { class: m.role }, h("h3.dim", null, t(`rate.${m.role}`)), h("div.bubble", { dir: "auto" }, shown(m.content.slice(0, 24000)))));
-  set(view.body, h("section.asked", { "aria-label": t("rate.asked") }, said),
-    cards(v, v.drafts.map((d) => h("div.body", null, d.text ? prose(d.text, (n) => t("app.more", { n })) : h("p.note", null, t("chat.empty"))))),
-    verdicts(choose));
+  const said = task.messages.map((m) =>
+    h(
+      "div.ask",
+      { class: m.role },
+      h("h3.dim", null, t(`rate.${m.role}`)),
+      h("div.bubble", { dir: "auto" }, shown(m.content.slice(0, 24000))),
+    ),
+  );
+  set(
+    view.body,
+    h("section.asked", { "aria-label": t("rate.asked") }, said),
+    cards(
+      v,
+      v.drafts.map((d) =>
+        h("div.body", null, d.text ? prose(d.text, (n) => t("app.more", { n })) : h("p.note", null, t("chat.empty"))),
+      ),
+    ),
+    verdicts(choose),
+  );
   announce(t("pair.question"));
   const first = view.body.querySelector(".verdicts button");
-  if (document.activeElement === document.body || document.activeElement === view.main) first.focus({ preventScroll: true });
+  if (document.activeElement === document.body || document.activeElement === view.main)
+    first.focus({ preventScroll: true });
 }
 
 function choose(choice) {
@@ -72,14 +106,29 @@ function choose(choice) {
 /** How many so far, and what became of the last one. */
 function past() {
   if (!view) return;
-  const undo = button("undo", t("rate.undo"), () => {
-    take_back(last, past);
-    last = null;
-    past();
-  }, { kind: "link" });
-  const names = last && last.choice && last.revealed && last.revealed.left !== last.revealed.right && { said: t(`pair.said.${last.choice}`) + t("rate.gap"), left: plain(last.revealed.left, 60), right: plain(last.revealed.right, 60) };
-  set(view.past, count > 0 && h("p.dim", null, t("rate.count", { n: count })),
-    last && last.choice && h("p.dim", null, names && h("bdi", null, t("rate.last", names)), undo));
+  const undo = button(
+    "undo",
+    t("rate.undo"),
+    () => {
+      take_back(last, past);
+      last = null;
+      past();
+    },
+    { kind: "link" },
+  );
+  const names = last &&
+    last.choice &&
+    last.revealed &&
+    last.revealed.left !== last.revealed.right && {
+      said: t(`pair.said.${last.choice}`),
+      left: plain(last.revealed.left, 60),
+      right: plain(last.revealed.right, 60),
+    };
+  set(
+    view.past,
+    count > 0 && h("p.dim", null, t("rate.count", { n: count })),
+    last && last.choice && h("p.dim", null, names && h("bdi", null, t("rate.last", names)), undo),
+  );
 }
 
 export function key(event, free) {

@@ -17,7 +17,18 @@ export function draft(known = {}) {
 
 /** One or two drafts written for the same question; two are judged as the task. */
 function version(known = {}) {
-  return { drafts: [], task: null, choice: null, vote: null, revealed: null, retracted: false, error: null, ready_ms: 0, ...known };
+  return {
+    drafts: [],
+    task: null,
+    choice: null,
+    vote: null,
+    revealed: null,
+    retracted: false,
+    error: null,
+    told: false, // whether its end was announced
+    ready_ms: 0,
+    ...known,
+  };
 }
 
 /** The draft a conversation goes on with: the better one, the first where neither is. */
@@ -63,7 +74,10 @@ export class Talk {
     const before = this.turns.slice(0, this.turns.indexOf(turn)).filter((t) => t.versions.length && chosen(now(t)));
     const said = before.flatMap((t) => {
       const d = chosen(now(t));
-      return [{ role: "user", content: t.ask }, { role: "assistant", content: d.edit ?? d.text }];
+      return [
+        { role: "user", content: t.ask },
+        { role: "assistant", content: d.edit ?? d.text },
+      ];
     });
     return [...said, { role: "user", content: turn.ask }].map((m) => ({ ...m, content: storable(m.content) }));
   }
@@ -74,7 +88,13 @@ export class Talk {
     turn.at = turn.versions.length - 1;
     this.abort = new AbortController();
     this.changed(turn, true);
-    const body = { conversation: this.id, messages: this.messages(turn), drafts: v.drafts.length, sampling, regenerate };
+    const body = {
+      conversation: this.id,
+      messages: this.messages(turn),
+      drafts: v.drafts.length,
+      sampling,
+      regenerate,
+    };
     let whole = false;
     try {
       for await (const event of events("/api/ask", body, this.abort.signal)) {
@@ -89,8 +109,11 @@ export class Talk {
       this.abort = null;
     }
     v.ready_ms = Date.now();
-    if (!whole && this.id) await this.recover(v);
     this.changed(turn, true);
+    if (!whole && this.id) {
+      await this.recover(v);
+      this.changed(turn, true);
+    }
     return v;
   }
 
@@ -102,7 +125,8 @@ export class Talk {
     } else if (event.draft !== undefined) {
       const d = v.drafts[event.draft];
       if (event.text !== undefined) d.text += event.text.replaceAll("\0", NUL); // as the store keeps it
-      if (event.finish) Object.assign(d, { finish: event.finish, id: event.id ?? d.id, dropped: event.dropped_turns || 0 });
+      if (event.finish)
+        Object.assign(d, { finish: event.finish, id: event.id ?? d.id, dropped: event.dropped_turns || 0 });
       this.changed(turn, Boolean(event.finish));
     } else if (event.done) {
       v.task = event.task ? event.task.id : null;
@@ -119,7 +143,12 @@ export class Talk {
       await new Promise((resolve) => setTimeout(resolve, wait));
       try {
         const kept = await get(`/api/conversations/${encodeURIComponent(this.id)}`);
-        const known = new Set(this.turns.flatMap((turn) => turn.versions).flatMap((each) => each.drafts).map((d) => d.id));
+        const known = new Set(
+          this.turns
+            .flatMap((turn) => turn.versions)
+            .flatMap((each) => each.drafts)
+            .map((d) => d.id),
+        );
         const fresh = kept.turns.flatMap((turn) => turn.drafts).filter((d) => !known.has(d.id) && d.origin === "model");
         for (const d of v.drafts.filter((each) => !each.id)) {
           const same = fresh.findIndex((k) => k.text.startsWith(d.text));
@@ -151,21 +180,38 @@ export function turns_of(kept) {
     // a later question tells which version the conversation went on with
     const said = i > 0 && entry.messages.length > 1 && entry.messages[entry.messages.length - 2].content;
     const before = turns[i - 1];
-    const at = said === false || !before ? -1 : before.versions.findIndex((v) => (chosen(v).edit ?? chosen(v).text) === said);
+    const at =
+      said === false || !before ? -1 : before.versions.findIndex((v) => (chosen(v).edit ?? chosen(v).text) === said);
     if (at >= 0) before.at = at;
   });
   return turns;
 }
 
 function turn_of(entry) {
-  const written = new Map(entry.drafts.filter((d) => d.origin !== "human").map((d) => [d.id, draft({ id: d.id, text: d.text, finish: d.finish })]));
-  const in_pair = new Map(entry.tasks.flatMap((task) => [[task.left, task], [task.right, task]]));
+  const written = new Map(
+    entry.drafts
+      .filter((d) => d.origin !== "human")
+      .map((d) => [d.id, draft({ id: d.id, text: d.text, finish: d.finish })]),
+  );
+  const in_pair = new Map(
+    entry.tasks.flatMap((task) => [
+      [task.left, task],
+      [task.right, task],
+    ]),
+  );
   const versions = [];
   for (const [id, d] of written) {
     const task = in_pair.get(id);
     if (!task) versions.push(version({ drafts: [d], ready_ms: Date.now() }));
     else if (!versions.some((v) => v.task === task.id)) {
-      versions.push(version({ drafts: [written.get(task.left), written.get(task.right)], task: task.id, revealed: task.revealed, ready_ms: Date.now() }));
+      versions.push(
+        version({
+          drafts: [written.get(task.left), written.get(task.right)],
+          task: task.id,
+          revealed: task.revealed,
+          ready_ms: Date.now(),
+        }),
+      );
     }
   }
   for (const d of entry.drafts) {

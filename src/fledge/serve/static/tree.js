@@ -11,8 +11,16 @@ let view = null;
 
 export function open(place) {
   view = { body: h("div.body"), timer: null, drawn: "" };
-  set(place.main, h("div.page.wide", null, h("div.head", null, h("h1", null, t("view.runs")), segments(t("view.runs"), TABS(), "#tree")),
-    h("p.lead", null, t("tree.lead")), view.body));
+  set(
+    place.main,
+    h(
+      "div.page.wide",
+      null,
+      h("div.head", null, h("h1", null, t("view.runs")), segments(t("view.runs"), TABS(), "#tree")),
+      h("p.lead", null, t("tree.lead")),
+      view.body,
+    ),
+  );
   set(view.body, skeleton(5));
   poll();
 }
@@ -66,12 +74,28 @@ function branch(children, parent, seen) {
 function edge(m) {
   const made = (m.exports || []).filter((e) => e.rows);
   if (!made.length) return null;
-  return h("p.edge", null, made.map((e) => h("span.tag", null, `${String(e.format || "").toUpperCase()} · ${t("tree.rows", { n: e.rows })}`)));
+  return h(
+    "p.edge",
+    null,
+    made.map((e) =>
+      h(
+        "span.tag",
+        null,
+        `${String(e.format || "").toUpperCase()} · ${t("tree.rows", { n: e.rows, first: e.first_seq ?? "?", last: e.last_seq ?? "?" })}`,
+      ),
+    ),
+  );
 }
 
 function node(m) {
   const votes = Object.values(m.votes || {}).reduce((sum, n) => sum + n, 0);
-  return h("div.node", { class: family(m.stage) }, h("span.dot", { "aria-hidden": "true" }), h("b", null, name(m.name, 60)),
+  return h(
+    "div.node",
+    { class: family(m.stage) },
+    h("span.dot", { "aria-hidden": "true" }),
+    h("b", null, name(m.name, 60)),
     h("span.dim", null, stage_name(m.stage), " · ", t("runs.step", { n: m.step })),
-    votes > 0 && h("span.tag", null, t("tree.votes", { n: votes })), m.served && h("span.tag.served", null, t("tree.served")));
+    votes > 0 && h("span.tag", null, t("tree.votes", { n: votes })),
+    m.served && h("span.tag.served", null, t("tree.served")),
+  );
 }

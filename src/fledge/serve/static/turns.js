@@ -1,6 +1,6 @@
 // One turn of a conversation on the page: what was asked, the answer or the two drafts, and their tools.
 
-import { h, put, set, shown } from "./dom.js";
+import { h, icon, put, set, shown } from "./dom.js";
 import { t } from "./i18n.js";
 import { markdown, prose } from "./markdown.js";
 import { below, cards } from "./pair.js";
@@ -14,7 +14,12 @@ const more = (n) => t("app.more", { n });
 export function draw_turn(article, turn, ctx) {
   const v = now(turn);
   const again = () => draw_turn(article, turn, ctx);
-  const asked = h("div.ask", null, h("h2.quiet", null, t("chat.you")), h("div.bubble", { dir: "auto" }, shown(turn.ask.slice(0, 24000))));
+  const asked = h(
+    "div.ask",
+    null,
+    h("h2.quiet", null, t("chat.you")),
+    h("div.bubble", { dir: "auto" }, shown(turn.ask.slice(0, 24000))),
+  );
   const reply = h("div.reply", null, h("h2.quiet", null, t("chat.answer")));
   if (v.drafts.length === 2) draw_pair(reply, turn, v, ctx, again);
   else draw_single(reply, turn, v, ctx, again);
@@ -92,27 +97,40 @@ function extras(turn, d, ctx, again) {
     }
   };
   return [
-    ctx.last && button("again", t("chat.again"), () => ctx.talk.again(ctx.options()), { compact: true, kind: "do-again" }),
+    ctx.last &&
+      button("again", t("chat.again"), () => ctx.talk.again(ctx.options()), { compact: true, kind: "do-again" }),
     button("copy", t("chat.copy"), copy, { compact: true }),
-    ctx.why && d.id && h("a.only.button", { href: `#shift/${encodeURIComponent(d.id)}`, "aria-label": t("chat.why"), title: t("chat.why") }, button_icon("shift")),
+    ctx.why &&
+      d.id &&
+      h(
+        "a.only.button",
+        { href: `#shift/${encodeURIComponent(d.id)}`, "aria-label": t("chat.why"), title: t("chat.why") },
+        icon("shift"),
+      ),
     pager(turn, ctx, again),
   ];
-}
-
-function button_icon(what) {
-  return button(what, "", null, { compact: true }).firstChild;
 }
 
 function pager(turn, ctx, again) {
   const count = turn.versions.length;
   if (count < 2 || (ctx.last && ctx.talk.writing)) return null;
   const move = (by, kind) => () => {
+    if (!turn.versions[turn.at + by]) return;
     turn.at += by;
     again();
     ctx.article(turn).querySelector(kind).focus();
   };
-  return h("span.pager", { role: "group", "aria-label": t("chat.version", { i: turn.at + 1, n: count }) },
-    button("left", t("chat.previous"), move(-1, ".earlier"), { compact: true, kind: "earlier", "aria-disabled": String(turn.at === 0), disabled: false, ...(turn.at === 0 ? { onclick: null } : {}) }),
+  const step = (what, label, by, kind) =>
+    button(what, label, move(by, `.${kind}`), {
+      compact: true,
+      kind,
+      "aria-disabled": String(!turn.versions[turn.at + by]),
+    });
+  return h(
+    "span.pager",
+    { role: "group", "aria-label": t("chat.version", { i: turn.at + 1, n: count }) },
+    step("left", t("chat.previous"), -1, "earlier"),
     h("span.dim", { "aria-hidden": "true" }, `${turn.at + 1}/${count}`),
-    button("right", t("chat.following"), move(1, ".later"), { compact: true, kind: "later", "aria-disabled": String(turn.at === count - 1), ...(turn.at === count - 1 ? { onclick: null } : {}) }));
+    step("right", t("chat.following"), 1, "later"),
+  );
 }

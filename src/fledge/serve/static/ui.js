@@ -38,11 +38,25 @@ export function words(key, values) {
 export function problem(error, retry = null) {
   const kind = error instanceof Failure ? error.kind : "server";
   const detail = error instanceof Failure ? error.detail : String(error);
-  return h("div.problem", { role: "alert" }, icon("warn"),
-    h("div", null,
+  return h(
+    "div.problem",
+    { role: "alert" },
+    icon("warn"),
+    h(
+      "div",
+      null,
       h("p", null, words(`error.${kind}`)),
-      detail && kind !== "key" && h("details", null, h("summary", null, t("app.details")), h("p", { lang: "en", dir: "auto" }, shown(detail.slice(0, 600)))),
-      retry && h("button.small", { type: "button", onclick: retry }, icon("again"), t("app.retry"))));
+      detail &&
+        kind !== "key" &&
+        h(
+          "details",
+          null,
+          h("summary", null, t("app.details")),
+          h("p", { lang: "en", dir: "auto" }, shown(detail.slice(0, 600))),
+        ),
+      retry && h("button.small", { type: "button", onclick: retry }, icon("again"), t("app.retry")),
+    ),
+  );
 }
 
 /** Grey lines where text will be. */
@@ -54,12 +68,25 @@ export function skeleton(lines = 3, kind = "") {
 
 /** A friendly nothing: what this is for and what to do. */
 export function empty(what, title, text, ...actions) {
-  return h("div.empty", null, icon(what), h("h2", null, title), h("p", null, text), actions.length > 0 && h("div.actions", null, actions));
+  return h(
+    "div.empty",
+    null,
+    icon(what),
+    h("h2", null, title),
+    h("p", null, text),
+    actions.length > 0 && h("div.actions", null, actions),
+  );
 }
 
 /** A button with a drawing and words; `compact` keeps the words for screen readers and the tooltip only. */
 export function button(what, label, onclick, { compact = false, kind = "", ...rest } = {}) {
-  const props = { type: "button", onclick, class: kind, ...(compact ? { "aria-label": label, title: label } : {}), ...rest };
+  const props = {
+    type: "button",
+    onclick,
+    class: kind,
+    ...(compact ? { "aria-label": label, title: label } : {}),
+    ...rest,
+  };
   return h(compact ? "button.only" : "button.with", props, icon(what), !compact && h("span", null, label));
 }
 
@@ -77,8 +104,11 @@ export function family(stage) {
 
 /** Tabs of a view as links; `now` is the chosen one. */
 export function segments(label, items, now) {
-  return h("nav.segments", { "aria-label": label }, items.map(([href, text]) =>
-    h("a", { href, "aria-current": href === now ? "page" : null }, text)));
+  return h(
+    "nav.segments",
+    { "aria-label": label },
+    items.map(([href, text]) => h("a", { href, "aria-current": href === now ? "page" : null }, text)),
+  );
 }
 
 let timer = null;
@@ -92,13 +122,21 @@ export function toast(text) {
   timer = setTimeout(() => document.querySelector(".toast")?.remove(), 3500);
 }
 
-
 /** A window over the page; closing it gives the focus back. */
 export function dialog(kind, title, ...children) {
   const back = document.activeElement;
   const id = fresh("title");
-  const element = h("dialog", { class: kind, "aria-labelledby": id },
-    h("header", null, h("h2", { id }, title), button("close", t("app.close"), () => element.close(), { compact: true })), children);
+  const element = h(
+    "dialog",
+    { class: kind, "aria-labelledby": id },
+    h(
+      "header",
+      null,
+      h("h2", { id }, title),
+      button("close", t("app.close"), () => element.close(), { compact: true }),
+    ),
+    children,
+  );
   element.addEventListener("close", () => {
     element.remove();
     if (back instanceof HTMLElement) back.focus();
