@@ -51,6 +51,14 @@ def test_a_wrong_token_signs_nobody_in(served: Served, token: str):
     assert "fledge chat" in answer.json()["error"]["message"]
 
 
+def test_a_browser_without_a_token_reads_a_page_that_says_what_to_do(served: Served):
+    answer = served.client(None, Accept="text/html,*/*").get("/", params={"token": "<script>"})
+    assert answer.status_code == 401 and answer.headers["content-type"] == "text/html; charset=utf-8"
+    assert "open the address that `fledge chat` printed" in answer.text and "<script" not in answer.text
+    assert answer.headers["content-security-policy"] == POLICY
+    assert "error" in served.client(None, Accept="text/html").get("/api/me").json()
+
+
 def test_a_revoked_token_stops_working_within_seconds(served: Served, monkeypatch: pytest.MonkeyPatch):
     from fledge.feedback.store import Store
 

@@ -6,6 +6,7 @@ arrived in time. Whatever leaves carries the headers that keep a page from runni
 """
 
 import asyncio
+import html
 import ipaddress
 import re
 from collections.abc import Iterable
@@ -36,6 +37,10 @@ _SEALED = [
 _NO_STORE = (b"cache-control", b"no-store")
 _CLOSE = (b"connection", b"close")
 _JSON = (b"content-type", b"application/json")
+_HTML = (b"content-type", b"text/html; charset=utf-8")
+_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>fledge</title><h1>fledge</h1><p>{}</p>
+"""
 _AT_START = "open the address that `fledge chat` printed when it started (it ends with ?token=...)"
 
 
@@ -95,7 +100,8 @@ class Guard:
             scope["user"] = self._person(scope, headers)
             body = await _body(scope["method"], headers, receive)
         except Refused as refused:
-            await _refuse(refused, send)
+            by_eye = scope["path"] == "/" and b"text/html" in headers.get(b"accept", b"")
+            await _refuse(refused, send, by_eye)
         else:
             await self.app(scope, _replay(body, receive), send)
 
@@ -170,10 +176,10 @@ def _sealed(path: str, send: Send) -> Send:
     return sealed
 
 
-async def _refuse(refused: Refused, send: Send) -> None:
-    """The error as JSON; the connection ends, for the body may not have been read."""
-    body = refused.body()
-    headers = [_JSON, (b"content-length", str(len(body)).encode()), _CLOSE]
+async def _refuse(refused: Refused, send: Send, by_eye: bool) -> None:
+    """The error as JSON, or as a page for somebody's eyes; the connection ends, for the body may not have been read."""
+    body = _PAGE.format(html.escape(refused.message)).encode() if by_eye else refused.body()
+    headers = [_HTML if by_eye else _JSON, (b"content-length", str(len(body)).encode()), _CLOSE]
     await send({"type": "http.response.start", "status": refused.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
