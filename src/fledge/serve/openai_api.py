@@ -302,8 +302,9 @@ async def _streamed(job: Job) -> AsyncGenerator[bytes, None]:
             if job.likely is None:
                 out = parts[index] + encode(piece.text) + tail
             else:
-                seen = await _alternatives(job, index, told[index], texts[index])
-                told[index] = len(ticket.tokens)
+                until = told[index] + len(piece.tokens)  # more may be written by now: they come with the next piece
+                seen = await _alternatives(job, index, told[index], until, texts[index])
+                told[index] = until
                 texts[index] += len(piece.text)
                 out = event({**head, "choices": [_piece(job, index, piece, seen)]})
         if piece.finish:
@@ -319,10 +320,10 @@ async def _streamed(job: Job) -> AsyncGenerator[bytes, None]:
     yield last + b"data: [DONE]\n\n"
 
 
-async def _alternatives(job: Job, index: int, start: int, offset: int) -> dict[str, Any]:
-    """Log-probs of the tokens of an answer from number `start` on."""
+async def _alternatives(job: Job, index: int, start: int, until: int, offset: int) -> dict[str, Any]:
+    """Log-probs of the tokens of an answer from number `start` to before `until`."""
     ticket = job.answers.tickets[index]
-    tokens = await asyncio.to_thread(likely, job.opened, ticket.prompt, list(ticket.tokens), start, job.likely)
+    tokens = await asyncio.to_thread(likely, job.opened, ticket.prompt, ticket.tokens[:until], start, job.likely)
     return _seen(job, tokens, offset)
 
 
