@@ -37,6 +37,7 @@ def start(job: str, arguments: dict, folder: str, environment: dict) -> int:
     handle, said = tempfile.mkstemp(prefix="fledge-said-")
     if pid := os.fork():
         os.close(handle)
+        _codes.pop(pid, None)  # numbers of processes come round again
         _steps[pid], _said[pid] = progress, said
         return pid
     code = 1
