@@ -12,7 +12,7 @@ import torch
 from fledge import resume as resuming
 from fledge.core import checkpoint
 from fledge.core.config import build
-from fledge.stages import common, prefer, pretrain, reinforce, sft
+from fledge.stages import common, improve, prefer, pretrain, reinforce, sft
 
 STAGES = {
     "pretrain": (pretrain.PretrainRecipe, pretrain.run),
@@ -20,6 +20,7 @@ STAGES = {
     "reward": (prefer.RewardRecipe, prefer.run_reward),
     "dpo": (prefer.DpoRecipe, prefer.run_dpo),
     "reinforce": (reinforce.ReinforceRecipe, reinforce.run),
+    "improve": (improve.ImproveRecipe, improve.run),
 }
 
 

@@ -137,7 +137,7 @@ def _one_seed(options: LoopOptions, seed: int) -> dict[str, Any]:
         _vote(options, run, world, number, seed)
         folder = run / "rounds" / f"{number:03d}"
         found = improve.run(
-            improve.ImproveOptions(run=str(run), out=str(folder), seed=seed), quiet=True, gentle=False
+            improve.ImproveRecipe(run=str(run), out=str(folder), seed=seed), quiet=True, gentle=False
         )  # fmt: skip
         curve.append(_row(yardstick, found, number))
         _tell(seed, curve[-1])
@@ -165,7 +165,7 @@ def _tell(seed: int, row: dict[str, Any]) -> None:
     say(
         f"seed {seed}, round {row['round']}: gold win rate {row['win_rate']:.1%} over the first model, exact match "
         f"{row['exact_match']:.1%}; judge {judged:.1%} ({low:.1%} to {high:.1%}), gold {row['gold_over_old']:.1%}, over the "
-        f"one before; judge right in {row['accuracy']['value']:.0%} of unseen choices; {verdict}"
+        f"one before; judge right in {(row['accuracy'] or {'value': 0})['value']:.0%} of unseen choices; {verdict}"
     )
 
 

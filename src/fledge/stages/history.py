@@ -6,11 +6,12 @@ from typing import Any
 
 import msgspec
 
-from fledge.core.checkpoint import list_checkpoints, load_checkpoint
+from fledge.core.checkpoint import list_checkpoints, load_checkpoint, read_serving
 from fledge.core.config import Settings
 from fledge.stages.common import read_recipe
 
-
+_PATTERNS = ("recipe.json", "*/recipe.json", "*/*/recipe.json", "rounds/*/*/recipe.json", "*/rounds/*/*/recipe.json")
+_LEARNT_FROM = ("chats", "pairs", "votes")  # fields of recipes that name files
 _LAST_WRITTEN = ("done.json", "journey.json", "result.json")  # by a stage, a journey, an experiment
 
 
@@ -28,7 +29,18 @@ class LineageOptions(Settings, frozen=True, kw_only=True):
     "A journey's folder, or any folder of runs."
 
 
-class Model(msgspec.Struct):
+class Learnt(msgspec.Struct, frozen=True):
+    """An export of votes that a model learnt from."""
+
+    id: str
+    format: str
+    rows: int
+    votes: int
+    first_seq: int
+    last_seq: int
+
+
+class Model(msgspec.Struct, omit_defaults=True):
     """One model of a family tree."""
 
     id: str
@@ -36,14 +48,15 @@ class Model(msgspec.Struct):
     folder: str
     step: int
     parent: str | None
+    exports: list[Learnt] = []
+    served: bool = False
 
 
 def recipes(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder: name one that holds runs")
-    for pattern in ("recipe.json", "*/recipe.json", "*/*/recipe.json"):
-        for path in sorted(folder.glob(pattern)):
-            yield path.parent, read_recipe(path.parent)
+    for path in dict.fromkeys(path for pattern in _PATTERNS for path in sorted(folder.glob(pattern))):
+        yield path.parent, read_recipe(path.parent)
 
 
 def status(run: Path) -> tuple[str, int]:
@@ -80,15 +93,26 @@ def runs(options: RunsOptions) -> None:
 
 
 def family(folder: Path) -> list[Model]:
-    """Every verified model under `folder` with its parent's id."""
+    """Every verified model under `folder` with its parent's id, and the exports of votes it learnt from."""
     models = []
     for run, recipe in recipes(folder):
-        if recipe["stage"] == "journey" or not list_checkpoints(run):
+        own = list_checkpoints(run)
+        if recipe["stage"] == "journey" or not own:
             continue
-        found = load_checkpoint(run)
-        parent = found.card["parent"]
-        models.append(Model(found.id, found.card["stage"], str(run), found.step, parent["id"] if parent else None))
-    return models
+        found = load_checkpoint(own[-1])  # not what the run serves, which is a model of another folder
+        parent, exports = found.card["parent"], _exports(found.card["recipe"])
+        models.append(
+            Model(found.id, found.card["stage"], str(run), found.step, parent["id"] if parent else None, exports)
+        )
+    served = {s.id for place in {folder, *(Path(m.folder) for m in models)} if (s := read_serving(place)) is not None}
+    return [msgspec.structs.replace(m, served=m.id in served) for m in models]
+
+
+def _exports(recipe: dict[str, Any]) -> list[Learnt]:
+    """What stands beside those of a recipe's files that were exported from votes."""
+    names = [name for field in _LEARNT_FROM for name in recipe.get(field) or []]
+    beside = [Path(f"{name}.export.json") for name in names]
+    return [msgspec.json.decode(path.read_bytes(), type=Learnt) for path in beside if path.exists()]
 
 
 def lineage(options: LineageOptions) -> None:
@@ -105,7 +129,14 @@ def lineage(options: LineageOptions) -> None:
     def grow(node: Tree, parent: str | None) -> None:
         for m in models:
             if m.parent == parent:
-                grow(node.add(f"[bold]{escape(m.stage)}[/]  {escape(m.folder)}  step {m.step}  [dim]{m.id[:12]}"), m.id)
+                told = f"[bold]{escape(m.stage)}[/]  {escape(m.folder)}  step {m.step}  [dim]{m.id[:12]}[/]"
+                below = node.add(told + "  [bold]served[/]" * m.served)
+                for e in m.exports:
+                    below.add(
+                        f"[dim]\u2190 {e.rows} rows for {e.format} ({e.id[:12]}) \u2190 {e.votes} of the votes {e.first_seq} to "
+                        f"{e.last_seq}[/]"
+                    )
+                grow(below, m.id)
 
     grow(top, None)
     for outside in sorted({m.parent for m in models if m.parent} - known):

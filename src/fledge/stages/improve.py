@@ -44,22 +44,22 @@ class Learning(Settings, frozen=True, kw_only=True):
 class SftLearning(Learning, frozen=True, kw_only=True):
     """Edits and answers with five points."""
 
-    lr: float = 3e-5
+    lr: float = 2e-5
     "Peak learning rate."
-    epochs: float = 4.0
+    epochs: float = 3.0
     "Times to read the rows."
 
 
 class DpoLearning(Learning, frozen=True, kw_only=True):
     """Choices, and scores two or more apart."""
 
-    lr: float = 1e-4
+    lr: float = 5e-5
     "Peak learning rate."
     epochs: float = 3.0
     "Times to read the rows."
     beta: float = 0.2
     "How dearly moving away from the model before is paid."
-    nll_weight: float = 0.2
+    nll_weight: float = 0.5
     "Weight of the chosen answers' own NLL."
     label_smoothing: float = 0.1
     "Share of the votes taken to be flipped."
@@ -77,15 +77,17 @@ class KtoLearning(Learning, frozen=True, kw_only=True):
 
 
 class RewardLearning(Learning, frozen=True, kw_only=True):
-    """The judge: choices of all rounds, ties among them."""
+    """The judge: choices of all rounds, ties among them, and new edits."""
 
     lr: float = 5e-4
     "Peak learning rate."
-    epochs: float = 3.0
+    epochs: float = 5.0
     "Times to read the rows."
+    batch_tokens: int = 4096
+    "Positions per optimiser step; larger steps make its models agree better."
 
 
-class ImproveOptions(Settings, frozen=True, kw_only=True):
+class ImproveRecipe(Settings, frozen=True, kw_only=True):
     """Train the next model from new votes, and serve it if it is better; learning rates to beta tuned by `fledge loop`."""
 
     run: str
@@ -111,7 +113,7 @@ class ImproveOptions(Settings, frozen=True, kw_only=True):
     answers: int = 4
     "Answers each model gives to each of them."
     regression: str | None = None
-    "Questions the new model must still answer: JSONL with question and answer; none: those the journey held out."
+    "Questions that must still be answered: JSONL with question and answer; none: the world's facts, or held-out text."
     sft: SftLearning = SftLearning()
     "Learning from edits."
     dpo: DpoLearning = DpoLearning()
@@ -128,6 +130,7 @@ class ImproveOptions(Settings, frozen=True, kw_only=True):
     "Seed of the order, of what is learnt again and of the comparison."
 
     def problems(self) -> list[str]:
+        """Every rule these settings break, in words."""
         found = [f"{n}.{p}" for n in ("sft", "dpo", "kto", "reward") for p in getattr(self, n).problems()]
         for name, least in (
             ("min_votes", 1),
@@ -139,6 +142,8 @@ class ImproveOptions(Settings, frozen=True, kw_only=True):
         ):
             if getattr(self, name) < least:
                 found.append(f"{name} = {getattr(self, name)}: must be at least {least}")
+        if self.reward.batch_tokens < 1:
+            found.append(f"reward.batch_tokens = {self.reward.batch_tokens}: must be at least 1")
         for name in ("replay", "base_replay"):
             if not 0 <= getattr(self, name) <= 100:
                 found.append(f"{name} = {getattr(self, name)}: must be between 0 and 100 rows per new row")
@@ -160,7 +165,7 @@ class Plan(msgspec.Struct, frozen=True):
     """New votes that stand, by kind."""
 
 
-def run(options: ImproveOptions, quiet: bool = False, gentle: bool = True) -> dict[str, Any]:
+def run(options: ImproveRecipe, quiet: bool = False, gentle: bool = True) -> dict[str, Any]:
     """One round, begun or continued; returns what result.json holds.
 
     gentle: lower this process's priority, so that a server beside it stays quick. Raises ValueError where there is
@@ -169,6 +174,8 @@ def run(options: ImproveOptions, quiet: bool = False, gentle: bool = True) -> di
     if gentle:
         os.setpriority(os.PRIO_PROCESS, 0, max(_NICE, os.getpriority(os.PRIO_PROCESS, 0)))
     top = Path(options.run)
+    if not top.is_dir():
+        raise ValueError(f"{top} is no folder: name the run that people talk to, such as runs/first")
     Store.open(store_url(top, options.store), read_only=True).close()  # without votes no folder is made
     with run_lock(top / "rounds"):
         folder, before = _folder(options)
@@ -181,7 +188,8 @@ def run(options: ImproveOptions, quiet: bool = False, gentle: bool = True) -> di
             plan, material, family = _prepare(options, folder, before, store)
         if gentle:
             say(f"priority lowered by {_NICE}, so that people who chat meanwhile do not feel it")
-        return _work(options, folder, plan, material, family, quiet)
+        with run_lock(folder):  # so that the page sees it running
+            return _work(options, folder, plan, material, family, quiet)
 
 
 class Before(NamedTuple):
@@ -192,7 +200,7 @@ class Before(NamedTuple):
     refused: dict[str, Any] | None  # plan and options of the newest round, where it was refused
 
 
-def _folder(options: ImproveOptions) -> tuple[Path, Before]:
+def _folder(options: ImproveRecipe) -> tuple[Path, Before]:
     """The round to work on: the one named, the unfinished one, or the next."""
     rounds = Path(options.run) / "rounds"
     there = sorted((p for p in rounds.iterdir() if p.name.isdecimal() and p.is_dir()), key=lambda p: int(p.name))
@@ -216,7 +224,7 @@ def _folder(options: ImproveOptions) -> tuple[Path, Before]:
     return chosen, Before(number, learnt, refused)
 
 
-def _prepare(options: ImproveOptions, folder: Path, before: Before, store: Store) -> tuple[Plan, Material, list]:
+def _prepare(options: ImproveRecipe, folder: Path, before: Before, store: Store) -> tuple[Plan, Material, list]:
     """The plan and the data, made or found. Nothing is written where a round makes no sense."""
     path = folder / "plan.json"
     if path.exists():
@@ -236,7 +244,7 @@ def _prepare(options: ImproveOptions, folder: Path, before: Before, store: Store
     return plan, material, family
 
 
-def _plan(options: ImproveOptions, folder: Path, before: Before, store: Store, served: Parent, family: list) -> Plan:
+def _plan(options: ImproveRecipe, folder: Path, before: Before, store: Store, served: Parent, family: list) -> Plan:
     """Which votes the round takes. Raises ValueError with what is missing."""
     if served.card["model"]["head"] != "tokens" or served.card["stage"] == "pretrain":
         raise ValueError(
@@ -278,42 +286,42 @@ def _left_out(dropped: dict[str, int]) -> str:
     return f", left out {', '.join(f'{n} {reason}' for reason, n in dropped.items())}" if dropped else ""
 
 
-def _differs(options: ImproveOptions, recipe: dict[str, Any]) -> bool:
+def _differs(options: ImproveRecipe, recipe: dict[str, Any]) -> bool:
     now = msgspec.to_builtins(options)
     return any(now[name] != recipe.get(name) for name in now if name != "out")
 
 
 def _work(
-    options: ImproveOptions, folder: Path, plan: Plan, material: Material, family: list, quiet: bool
+    options: ImproveRecipe, folder: Path, plan: Plan, material: Material, family: list, quiet: bool
 ) -> dict[str, Any]:
     """Train, compare, serve or refuse."""
     if not quiet:
         told = ", ".join(f"{n} {kind}" for kind, n in plan.votes.items())
         say(f"round {plan.round}: votes {plan.first_seq} to {plan.last_seq} ({told}), from {plan.served}")
-        for stage, taken in material.stages.items():
-            if taken.skipped:
-                say(f"{stage}: left out: {taken.skipped}")
+        for stage in LEARNING:
+            if why := material.stages[stage].skipped:
+                say(f"{stage}: left out: {why}")
     new = train_stages(options, folder, plan, material, quiet)
     result = judge_round(options, folder, plan, material, family, new)
     if result["promoted"]:
         write_serving(options.run, new, result["new"]["id"])
     write_atomically(folder / "result.json", msgspec.json.format(canonical_json(result)) + b"\n")
     if not quiet:
-        show(options, folder, result)
+        show(options, result)
     return result
 
 
-def train_stages(options: ImproveOptions, folder: Path, plan: Plan, material: Material, quiet: bool) -> Path:
+def train_stages(options: ImproveRecipe, folder: Path, plan: Plan, material: Material, quiet: bool) -> Path:
     """SFT, DPO and KTO in a row, each from the one before; what is done is kept. Returns the new checkpoint."""
     parent = Path(plan.served)
     run_of = {"sft": _sft, "dpo": _dpo, "kto": _kto}
-    for stage, taken in material.stages.items():
-        if not taken.skipped:
+    for stage in LEARNING:
+        if not material.stages[stage].skipped:
             parent = run_of[stage](options, folder, str(parent), quiet)
     return parent
 
 
-def _common(options: ImproveOptions, folder: Path, stage: str, parent: str) -> dict[str, Any]:
+def _common(options: ImproveRecipe, folder: Path, stage: str, parent: str) -> dict[str, Any]:
     learning: Learning = getattr(options, stage)
     train = TrainConfig(
         lr=learning.lr, weight_decay=0.0, batch_tokens=options.batch_tokens, device=options.device, seed=options.seed
@@ -322,11 +330,11 @@ def _common(options: ImproveOptions, folder: Path, stage: str, parent: str) -> d
     return {"out": str(folder / stage), "parent": parent, "epochs": learning.epochs, "train": train, **files}
 
 
-def _sft(options: ImproveOptions, folder: Path, parent: str, quiet: bool) -> Path:
+def _sft(options: ImproveRecipe, folder: Path, parent: str, quiet: bool) -> Path:
     return sft.run(sft.SftRecipe(**_common(options, folder, "sft", parent)), quiet)
 
 
-def _dpo(options: ImproveOptions, folder: Path, parent: str, quiet: bool) -> Path:
+def _dpo(options: ImproveRecipe, folder: Path, parent: str, quiet: bool) -> Path:
     learning = options.dpo
     recipe = DpoRecipe(
         **_common(options, folder, "dpo", parent), beta=learning.beta, nll_weight=learning.nll_weight,
@@ -335,5 +343,5 @@ def _dpo(options: ImproveOptions, folder: Path, parent: str, quiet: bool) -> Pat
     return run_dpo(recipe, quiet)
 
 
-def _kto(options: ImproveOptions, folder: Path, parent: str, quiet: bool) -> Path:
+def _kto(options: ImproveRecipe, folder: Path, parent: str, quiet: bool) -> Path:
     return run_kto(KtoRecipe(**_common(options, folder, "kto", parent), beta=options.kto.beta), quiet)

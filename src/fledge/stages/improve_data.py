@@ -16,11 +16,12 @@ import msgspec
 
 from fledge.core.checkpoint import canonical_json, list_checkpoints, write_atomically
 from fledge.core.log import say
+from fledge.feedback.agreement import read_votes
 from fledge.feedback.exports import Exported, export_rows, write_export
 from fledge.stages.common import Parent
 from fledge.stages.worlds import world_behind
 from fledge.tasks.base import Example
-from fledge.text.formats import read_chats, read_pairs, read_thumbs, to_row
+from fledge.text.formats import Pair, read_chats, read_pairs, read_thumbs, to_row
 from fledge.world.questions import fact_question, request_questions
 from fledge.world.requests import REQUESTS
 
@@ -181,6 +182,7 @@ def write_material(options, folder: Path, store: Store, plan, family: Sequence[A
     data = folder / "data"
     stages = {stage: _write_stage(options, data, store, plan, family, stage) for stage in LEARNING}
     pairs = write_export(store, "pairs", data / "pairs.jsonl", 0, plan.last_seq)
+    write_atomically(data / "edit-pairs.jsonl", _lines(edit_pairs(store, plan.after_seq, plan.last_seq)))
     prompts = held_out_prompts(options, store, plan, family)
     write_atomically(data / "prompts.jsonl", _lines(prompts))
     counted = Counter(row["source"] for row in prompts)
@@ -194,6 +196,16 @@ def _write_stage(options, data: Path, store: Store, plan, family: Sequence[Ances
     made = write_export(store, stage, data / f"{stage}.jsonl", plan.after_seq, plan.last_seq, split="train")
     write_atomically(data / replay_name(stage), _lines(rows.older + rows.raised))
     return Taken(made.rows, made.votes, made.id, len(rows.older), len(rows.raised), made.dropped, rows.skipped)
+
+
+def edit_pairs(store: Store, after_seq: int, last_seq: int) -> list[dict[str, Any]]:
+    """New edits as preferences for the judge: people wrote the one because they did not like the other."""
+    read, rows = read_votes(store, last_seq), []
+    for vote in read.counted("edit"):
+        old, new = read.drafts[vote.draft_id], read.drafts[vote.edit_draft_id]
+        if vote.seq > after_seq and old.text.strip() and old.text != new.text:
+            rows.append(to_row(Pair(old.messages, new.text, old.text, "")) | {"votes": [vote.id]})
+    return rows
 
 
 def _lines(rows: Sequence[dict[str, Any]]) -> bytes:
