@@ -2,6 +2,7 @@
 
 import sys
 from importlib import import_module
+from pathlib import Path
 from typing import NamedTuple
 
 
@@ -134,6 +135,17 @@ def main(arguments: list[str] | None = None) -> int:
     return _guarded(lambda: getattr(module, verb.function)(parse(verb, kind, arguments)))
 
 
+def _resumed_with(run: Path) -> Path:
+    """The folder whose resume goes on with this run: its own, or the journey, round or experiment it belongs to."""
+    from fledge.stages.common import read_recipe
+
+    above = [p for p in run.parents if (p / "recipe.json").exists()]
+    if not above:
+        return run
+    rounds = [p for p in above if p.parent.name == "rounds"]  # below a journey, but not of it
+    return rounds[0] if rounds and read_recipe(above[-1])["stage"] != "loop" else above[-1]
+
+
 def _guarded(work) -> int:
     """Run `work`; what a user can mend is one clear message, our own bugs keep their traceback."""
     from fledge.core.train import Interrupted
@@ -141,8 +153,7 @@ def _guarded(work) -> int:
     try:
         work()
     except Interrupted as stop:
-        above = [p for p in stop.run.parents if (p / "recipe.json").exists()]  # a journey or an experiment of runs
-        whole = above[-1] if above else stop.run
+        whole = _resumed_with(stop.run)
         print(f"{stop}; continue with `fledge resume {whole}`", file=sys.stderr)
         return stop.exit_code
     except KeyboardInterrupt:
