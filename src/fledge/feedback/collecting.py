@@ -121,8 +121,9 @@ def collect(
 def put_checkpoint(store: Store, opened: Opened) -> str:
     """Make the model known to the store; returns its id."""
     parent = opened.card.get("parent")
+    step = step_of(opened.path) if opened.path.name.startswith("step-") else 0  # a checkpoint may be kept under any name
     store.put_checkpoint(
-        opened.id, opened.card["stage"], step_of(opened.path), str(opened.path.resolve()), parent["id"] if parent else None,
+        opened.id, opened.card["stage"], step, str(opened.path.resolve()), parent["id"] if parent else None,
         hashlib.sha256(JINJA.encode()).hexdigest(), sha256(opened.tokenizer.json), opened.card,
     )  # fmt: skip
     return opened.id

@@ -12,11 +12,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
-from fledge import __version__
-from fledge.core.checkpoint import resolve, sha256
+from fledge.core.checkpoint import resolve
 from fledge.core.log import say
+from fledge.feedback.collecting import decoding_of, put_checkpoint
 from fledge.feedback.records import Draft, NewDraft, Person
 from fledge.feedback.store import Store, store_url
 from fledge.feedback.writer import Writer
@@ -29,14 +27,12 @@ from fledge.serve.rating import Rating, read_gold, read_prompts
 from fledge.serve.scheduler import Busy, EngineStopped, Scheduler, Ticket
 from fledge.stages.common import Parent
 from fledge.text.messages import Message
-from fledge.text.template import JINJA
 from fledge.world.gold import in_language
 
 _FOLLOW_SECONDS = 2.0
 _KNOWN_SECONDS = 2.0  # how long a token's owner is remembered: a revoked one works no longer than that
 _REMEMBERED = 4096
 TITLE_CHARS = 40
-TEMPLATE_SHA256 = sha256(JINJA.encode())
 
 
 class Recent(OrderedDict):
@@ -69,7 +65,6 @@ class Service:
         self._owner_digest = _digest(token)
         self._known: dict[bytes, tuple[float, Person | None]] = {}
         self._founding: dict[str, tuple[str, asyncio.Future]] = {}  # conversations whose row is being written
-        self._engines: dict[str, tuple[str, str]] = {}
         self._tickets: weakref.WeakSet[Ticket] = weakref.WeakSet()
         self._stamp = serving.stamp(run)
         self.started_s = int(time.time())
@@ -201,25 +196,13 @@ class Service:
             finish=ticket.finish or "stopped",
             person=ticket.person,
             checkpoint=ticket.parent.id,
-            decoding=self._decoding(ticket),
+            decoding=decoding_of(chat_engine(ticket.parent.model, ticket.parent.tokenizer), ticket.sampling),
             seed=ticket.sampling.seed,
             stream=ticket.stream,
             logp=sum(ticket.logp),
             language="zh" if in_language(messages[-1].content, "zh") else "en",
             **more,
         )
-
-    def _decoding(self, ticket: Ticket) -> dict[str, Any]:
-        parent, sampling = ticket.parent, ticket.sampling
-        if parent.id not in self._engines:
-            engine = chat_engine(parent.model, parent.tokenizer)
-            self._engines[parent.id] = (
-                "native" if engine.native else "torch",
-                str(engine.dtype).removeprefix("torch."),
-            )
-        kind, dtype = self._engines[parent.id]
-        settings = {k: v for k, v in msgspec.structs.asdict(sampling).items() if k != "seed"}
-        return {**settings, "stop": [], "engine": kind, "dtype": dtype, "version": __version__}
 
     def remember(self, person: str, drafts: Sequence[str], task: str | None, names: dict[str, str] | None) -> None:
         """Keep at hand whose these drafts are and which models stand left and right in their task."""
@@ -286,22 +269,6 @@ class Service:
                 return work(store)
 
         return await asyncio.to_thread(reading)
-
-
-def put_checkpoint(store: Store, opened: Parent) -> None:
-    """Name the weights in the store, so that drafts can point to them."""
-    card = opened.card
-    step = int(opened.path.name.rpartition("-")[2]) if opened.path.name.startswith("step-") else 0
-    store.put_checkpoint(
-        opened.id,
-        card["stage"],
-        step,
-        str(opened.path.resolve()),
-        (card.get("parent") or {}).get("id"),
-        TEMPLATE_SHA256,
-        sha256(opened.tokenizer.json),
-        card,
-    )
 
 
 def open_service(options: Any, token: str | None = None) -> Service:

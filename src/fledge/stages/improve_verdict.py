@@ -20,6 +20,7 @@ from fledge.tasks.base import Example
 from fledge.tasks.world_tasks import WorldFacts
 from fledge.text.formats import Chat, read_chats
 from fledge.text.readers import Rejects, require_some
+from fledge.text.template import render_prompt
 from fledge.world.answers import tidy
 
 LEAST_QUESTIONS = 20
@@ -90,8 +91,6 @@ def _compared(options, folder: Path, plan, old: Parent, new: Parent) -> list[tup
 
 
 def _prompt_tokens(opened: Parent, example: Example) -> int:
-    from fledge.text.template import render_prompt
-
     return len(render_prompt(opened.tokenizer, evaluate.messages_of(example)))
 
 
