@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from chat_server import endpoint  # noqa: F401 - fixture
 from hypothesis import settings
 from postgres import postgres_socket, postgres_url  # noqa: F401 - fixtures
 

@@ -28,6 +28,9 @@ TABLE = {
     "improve": Verb("stages.improve", "ImproveRecipe", "run", ("run",), "train the next model from the votes"),
     "world": Verb("world.command", "WorldOptions", "run", ("out",), "write the embedded corpus to look at"),
     "task": Verb("tasks.command", "TaskOptions", "run", ("name",), "write what a model needs to learn a task"),
+    "curate": Verb("curate.command", "CurateOptions", "run", ("inputs",), "stage 0: a crawl becomes training text, every drop accounted for"),
+    "quality": Verb("curate.quality_command", "QualityOptions", "run", (), "train a classifier of good against ordinary text"),
+    "rephrase": Verb("curate.rephrase_command", "RephraseOptions", "run", ("inputs",), "write text anew in a style: wiki, qa, easy, hard"),
     "pretrain": Verb("stages.pretrain", "PretrainRecipe", "run", ("recipe",), "stage 1: a base model from text"),
     "sft": Verb("stages.sft", "SftRecipe", "run", ("recipe",), "stage 2: teach it to answer, from conversations"),
     "reward": Verb("stages.prefer", "RewardRecipe", "run_reward", ("recipe",), "stage 3: a reward model from pairs"),
@@ -100,9 +103,12 @@ def parse(verb: Verb, kind: type, arguments: list[str]):
     words = []
     while arguments and not arguments[0].startswith("--"):
         words.append(arguments.pop(0))
-    if len(words) > len(verb.positional):
+    several = bool(verb.positional) and verb.positional[-1] in ("inputs", "files")  # takes all the words that are left
+    if len(words) > len(verb.positional) and not several:
         raise ValueError(f"{words[len(verb.positional)]!r}: unexpected; options are written --name value")
     given = dict(zip(verb.positional, words, strict=False))
+    if several and len(words) > len(verb.positional):
+        given[verb.positional[-1]] = words[len(verb.positional) - 1 :]
     recipe = given.pop("recipe", None)
     return load_recipe(kind, recipe, merge(given, _renamed(kind, parse_overrides(arguments))))
 

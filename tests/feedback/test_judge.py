@@ -2,81 +2,18 @@
 
 import json
 import logging
-import threading
 import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 
 import pytest
+from chat_server import ChatServer
 
 from fledge.feedback.judge import JudgeConfig, JudgeReward, judge_pair, judge_pairs, read_points, read_verdict
 from fledge.feedback.rewards import checked
 from fledge.tasks.base import Example, user
 
-Reply = str | tuple[int, dict, str]
 
-
-class Endpoint:
-    """`answer(text of the user's message, number of the request)` gives the content, or (status, headers, body)."""
-
-    def __init__(self, answer: Callable[[str, int], Reply]):
-        self.answer, self.requests, self.busy, self.most = answer, [], 0, 0
-        self.lock = threading.Lock()
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                with outer.lock:
-                    number = len(outer.requests)
-                    outer.requests.append((self.path, dict(self.headers), body))
-                    outer.busy += 1
-                    outer.most = max(outer.most, outer.busy)
-                reply = outer.answer(body["messages"][-1]["content"], number)
-                with outer.lock:
-                    outer.busy -= 1
-                if isinstance(reply, str):
-                    reply = (200, {}, json.dumps({"choices": [{"message": {"role": "assistant", "content": reply}}]}))
-                status, headers, text = reply
-                data = text.encode()
-                try:
-                    self.send_response(status)
-                    for key, value in {"Content-Length": str(len(data)), **headers}.items():
-                        self.send_header(key, value)
-                    self.end_headers()
-                    self.wfile.write(data)
-                except (BrokenPipeError, ConnectionResetError):
-                    pass  # the slow test hangs up
-
-            def do_GET(self):  # what a redirect makes of a POST
-                outer.requests.append((self.path, dict(self.headers), None))
-                self.send_error(404)
-
-            def log_message(self, *_):
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
-        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-
-
-@pytest.fixture
-def endpoint(monkeypatch) -> Iterator[Callable[[Callable[[str, int], Reply]], Endpoint]]:
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.delenv("FLEDGE_JUDGE_KEY", raising=False)
-    made: list[Endpoint] = []
-
-    def start(answer: Callable[[str, int], Reply]) -> Endpoint:
-        made.append(Endpoint(answer))
-        return made[-1]
-
-    yield start
-    for one in made:
-        one.server.shutdown()
-        one.server.server_close()
-
-
-def judge_at(endpoint: Endpoint, **settings) -> JudgeReward:
+def judge_at(endpoint: ChatServer, **settings) -> JudgeReward:
     return JudgeReward(JudgeConfig(**{"url": endpoint.url, "model": "m", "backoff_seconds": 0.01, **settings}))
 
 
@@ -161,7 +98,7 @@ def test_the_server_may_say_how_long_to_wait(endpoint):
 
 def test_waits_double(endpoint, monkeypatch):
     waits: list[float] = []
-    monkeypatch.setattr("fledge.feedback.judge.time.sleep", waits.append)
+    monkeypatch.setattr("fledge.generate.endpoint.time.sleep", waits.append)
     server = endpoint(lambda t, n: (500, {}, "down"))
     with pytest.raises(ConnectionError, match="did not answer 8 times, last: HTTP 500: down"):
         judge_at(server, retries=7, backoff_seconds=1.0)([ask()], ["abc"])

@@ -7,13 +7,9 @@ Written to a temporary folder, every file fsynced, the manifest (sizes, sha256) 
 """
 
 import errno
-import fcntl
-import hashlib
 import os
 import shutil
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +18,22 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from fledge.core.durable import (
+    canonical_json,
+    fsync_folder,
+    one_at_a_time,
+    run_lock,
+    sha256,
+    write_atomically,
+    write_durably,
+)
+
+__all__ = [
+    "Checkpoint", "DamagedCheckpoint", "Serving", "canonical_json", "fsync_folder", "list_checkpoints",
+    "load_checkpoint", "one_at_a_time", "read_serving", "remove_unfinished", "require_space", "resolve", "run_lock",
+    "save_checkpoint", "sha256", "step_of", "verify", "write_atomically", "write_durably", "write_serving",
+]  # fmt: skip
+
 FORMAT = "fledge-checkpoint-1"
 SERVING = "serving.json"
 _KEEP = 2  # the newest and the one before, to fall back on
@@ -29,44 +41,6 @@ _KEEP = 2  # the newest and the one before, to fall back on
 
 class DamagedCheckpoint(ValueError):
     """A checkpoint whose bytes are not what its manifest says; names the file and the way out."""
-
-
-def canonical_json(value: Any) -> bytes:
-    """Sorted keys, no spaces: equal values give equal bytes."""
-    return msgspec.json.encode(value, order="deterministic") + b"\n"
-
-
-def sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def write_durably(path: Path, data: bytes) -> None:
-    """Write and fsync one file."""
-    with open(path, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def fsync_folder(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace one file so that readers see the old or the new bytes, never a mixture."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write_durably(temporary, data)
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    fsync_folder(path.parent)
 
 
 def remove_unfinished(run: Path) -> None:
@@ -289,40 +263,6 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
         state=msgspec.json.decode(files["state.json"]),
         files=files,
     )
-
-
-@contextmanager
-def run_lock(run: Path) -> Iterator[None]:
-    """Hold the run folder for this process; a second trainer is refused by name. The lock dies with its process."""
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        file = open(run / "lock", "a+")
-    except OSError as error:
-        raise OSError(
-            error.errno, f"cannot write to {run}: {error.strerror}; choose another --out or make it writable"
-        ) from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise ValueError(
-                f"{run} is being trained by another process ({file.read().strip() or 'unknown'}): "
-                "wait for it, stop it, or choose another --out"
-            ) from None
-        file.truncate(0)
-        file.write(f"pid {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        yield
-
-
-@contextmanager
-def one_at_a_time(folder: Path) -> Iterator[None]:
-    """Wait until no other process is at work in this folder, then keep others out. Killed, it lets go."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def require_space(run: Path, checkpoint_bytes: int) -> None:

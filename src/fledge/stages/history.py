@@ -12,7 +12,7 @@ from fledge.stages.common import read_recipe
 
 _PATTERNS = ("recipe.json", "*/recipe.json", "*/*/recipe.json", "rounds/*/*/recipe.json", "*/rounds/*/*/recipe.json")
 _LEARNT_FROM = ("chats", "pairs", "votes")  # fields of recipes that name files
-_LAST_WRITTEN = ("done.json", "journey.json", "result.json")  # by a stage, a journey, an experiment
+_LAST_WRITTEN = ("done.json", "journey.json", "result.json", "manifest.json")  # stage, journey, experiment, text
 
 
 class RunsOptions(Settings, frozen=True, kw_only=True):

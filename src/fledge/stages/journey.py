@@ -15,7 +15,7 @@ from fledge.core.config import Settings, TrainConfig, count_problems, parse_coun
 from fledge.core.log import read_jsonl, say, visible
 from fledge.core.model import SIZES
 from fledge.core.runtime import usable_cores
-from fledge.stages import material, pretrain, sft
+from fledge.stages import curation, material, pretrain, sft
 from fledge.stages.common import fix_recipe, machine, open_model
 from fledge.stages.history import family
 from fledge.stages.material import Material
@@ -28,8 +28,14 @@ class JourneyRecipe(Settings, frozen=True, kw_only=True):
 
     out: str = "runs/journey"
     "Folder of the journey."
+    crawl: list[str] = []
+    "Your crawl, curated first: WARC, WET, HTML, JSONL, Parquet, text; what stays is read as text."
+    rules: str | None = None
+    "Recipe of curation: fineweb, dclm, gopher, a TOML file, or off; none is fineweb for a crawl, world for the world."
+    languages: str = "en,zh"
+    "Languages of a crawl that stay, with commas, or any."
     text: list[str] = []
-    "Your text: files and folders; without any, the embedded world is used."
+    "Your text, read as it is: files and folders; without any and without a crawl, the embedded world is used."
     chats: list[str] = []
     "Your conversations; without any, the journey ends with a base model."
     pairs: list[str] = []
@@ -55,10 +61,14 @@ class JourneyRecipe(Settings, frozen=True, kw_only=True):
         found = []
         if self.size is not None and self.size not in SIZES:
             found.append(f"size = {self.size!r}: must be one of {', '.join(SIZES)}")
-        if not self.text and (self.chats or self.pairs):
+        if not self.own_text() and (self.chats or self.pairs):
             found.append(
-                "chats and pairs need --text: a model is raised on text first; leave all three out for the world"
+                "chats and pairs need --text or --crawl: a model is raised on text first; leave all out for the world"
             )
+        if self.crawl and self.rules == "off":
+            found.append("rules = 'off': a crawl is curated first; give what needs no curation as --text")
+        if self.text and not self.crawl and self.rules not in (None, "off"):
+            found.append(f"rules = {self.rules!r}: --text is read as it is; give what is to be curated as --crawl")
         if self.pairs and not self.chats:
             found.append("pairs need --chats: preferences are learned by a model that already answers")
         if self.seed < 0:
@@ -68,6 +78,10 @@ class JourneyRecipe(Settings, frozen=True, kw_only=True):
         if self.context_tokens is not None and self.context_tokens < 16:
             found.append(f"context_tokens = {self.context_tokens}: must be at least 16")
         return found + count_problems(self.tokens)
+
+    def own_text(self) -> bool:
+        """Whether the model is raised on the user's material, not on the embedded world."""
+        return bool(self.text or self.crawl)
 
 
 class Clock:
@@ -93,12 +107,13 @@ def run(recipe: JourneyRecipe) -> Path:
     clock = Clock(out / "clock.json")
     here = machine(TrainConfig())
     say(f"{here['device']}, {here['threads']} threads, {here['dtype']} activations, seed {recipe.seed}")
+    curated = clock.time("crawl", lambda: curation.prepare(recipe, out))
     plan = clock.time("material", lambda: material.prepare(recipe, out, parse_count(recipe.tokens)))
     result = {
         "fledge": __version__, "seed": recipe.seed, "quick": recipe.quick, "material": plan.kind,
         "command": _command(recipe), "seconds": None, "peak_rss_bytes": None,
         "machine": {"cores": usable_cores(), **here},
-        "plan": plan.summary, "data": {}, "stages": {}, "controls": {}, "tokens_per_second": {},
+        "plan": plan.summary, "curation": curated, "data": {}, "stages": {}, "controls": {}, "tokens_per_second": {},
     }  # fmt: skip
     _train_stages(plan, out, clock)
     clock.time("scores", lambda: _score(plan, out, result))

@@ -14,6 +14,7 @@ from fledge.core.model import Shape, Transformer
 from fledge.core.objectives import weighted_nll
 from fledge.stages import evaluate
 from fledge.stages.common import Parent, rows_of, time_steps
+from fledge.stages.curation import text_of, written_world
 from fledge.stages.prefer import DpoRecipe, RewardRecipe, pair_source, reference_logp, score_pairs
 from fledge.stages.pretrain import PretrainRecipe, document_source, heldout_texts
 from fledge.stages.pretrain import prepare as prepare_text
@@ -22,7 +23,7 @@ from fledge.tasks.base import Example
 from fledge.tasks.world_tasks import WorldFacts, WorldGold, WorldRequests, is_refusal
 from fledge.text.formats import Message, Pair, read_chats, read_pairs, to_row
 from fledge.text.readers import Rejects, require_some
-from fledge.world import World, WorldConfig
+from fledge.world import World
 
 WELL_READ = 50  # statements per language from which a fact counts as read well
 _ASKED = 400  # questions the base model is asked
@@ -44,7 +45,7 @@ class Material(msgspec.Struct):
 
 def prepare(recipe, out: Path, tokens: int | None) -> Material:
     """Write or read the material of a JourneyRecipe into OUT; a second call finds it there."""
-    return _yours(recipe, out, tokens) if recipe.text else _world(recipe, out, tokens)
+    return _yours(recipe, out, tokens) if recipe.own_text() else _world(recipe, out, tokens)
 
 
 def _settings(
@@ -91,15 +92,11 @@ def _summary(model: Shape, vocab_size: int, tokens: int | None, proposed: dict |
 
 def _world(recipe, out: Path, tokens: int | None) -> Material:
     """The embedded world: everything about it is known, so every score is against the truth."""
-    world = World(WorldConfig.quick(recipe.seed) if recipe.quick else WorldConfig(seed=recipe.seed))
-    folder = out / "world"
-    if not (folder / "world.json").exists():
-        say("writing the embedded world")
-        world.write(folder)
+    world, folder = written_world(recipe, out)
     vocab_size, tokens = 1536, tokens or (1_800_000 if recipe.quick else 12_000_000)
     model = Shape(size=recipe.size or "pocket", context_tokens=recipe.context_tokens or 128)
     stages = _settings(
-        recipe, out, heldout_every=100, text=[str(folder / "documents.jsonl")], chats=[str(folder / "chats.jsonl")],
+        recipe, out, heldout_every=100, text=text_of(recipe, out), chats=[str(folder / "chats.jsonl")],
         pairs=[str(folder / "pairs.jsonl")], model=model, tokens=tokens, vocab_size=vocab_size, control=True,
         epochs={"sft": 6.0, "reward": 3.0, "dpo": 3.0}, dpo={"lr": 7e-5, "beta": 0.1, "nll_weight": 0.5},
     )  # fmt: skip
@@ -191,7 +188,7 @@ def _yours(recipe, out: Path, tokens: int | None) -> Material:
     vocab_size, context = 4096, recipe.context_tokens or 256
     model = Shape(size=recipe.size or "pocket", context_tokens=context)
     stages = _settings(
-        recipe, out, heldout_every=20, text=recipe.text, chats=chats, pairs=pairs, model=model, tokens=tokens, vocab_size=vocab_size,
+        recipe, out, heldout_every=20, text=text_of(recipe, out), chats=chats, pairs=pairs, model=model, tokens=tokens, vocab_size=vocab_size,
         control=False, epochs={"sft": 2.0, "reward": 2.0, "dpo": 1.0},
         dpo={"lr": 7e-5, "beta": 0.1, "nll_weight": 0.5},
     )  # fmt: skip
@@ -236,7 +233,7 @@ def propose(recipe, draft: PretrainRecipe, chats: bool, pairs: bool) -> dict[str
     Speeds are measured with 20 real steps of each size. Pretraining gets two thirds of the time, less where no stage
     follows; the text is read at most four times, since more repeats add little (Muennighoff et al. 2023, section 6).
     """
-    tokenizer, store, _ = prepare_text(draft, Path(draft.out))
+    tokenizer, (store,), _ = prepare_text(draft, Path(draft.out))
     seconds = 60 * recipe.minutes * (0.65 if chats or pairs else 0.9)
     length = draft.model.context_tokens
     best: dict[str, Any] = {}

@@ -7,6 +7,8 @@ import msgspec
 
 from fledge.core.checkpoint import write_atomically
 from fledge.core.log import read_jsonl
+from fledge.curate.funnel import Funnel
+from fledge.curate.funnel_page import funnel_chart, sentence
 from fledge.stages import charts, report_figures
 from fledge.stages.charts import Box
 from fledge.stages.report_figures import HEADS
@@ -32,6 +34,10 @@ from fledge.stages.report_style import (
 from fledge.stages.report_words import limits, summary
 
 Journey = dict[str, Any]
+_JUNK = {
+    "good": "good pages", "copy": "copies of good pages", "noise": "noise: hundreds of times one sound",
+    "spam": "keyword spam", "wrong": "wrong facts", "boilerplate": "menus and other boilerplate",
+}  # fmt: skip
 _KINDS = {
     "fact": "a fact", "dangerous": "a dangerous request", "borderline": "a request that only sounds dangerous",
     "greeting": "a greeting",
@@ -52,6 +58,7 @@ def write_report(out: Path) -> Path:
     body = "".join((
         _top(journey),
         section("Three stages, one idea", "三個階段，同一件事", _picture(journey)),
+        section("Before the first stage: what is worth reading", "第零步：什麼值得讀", _curation(journey)),
         section("The same prompts, stage by stage", "同樣的問題，每個階段各問一次", _samples(journey)),
         section("How it learned", "學習曲線", report_figures.curves(journey, logs)),
         section("Pretraining decides what it can know", "讀過多少次，決定能不能答對", report_figures.by_count(journey)),
@@ -203,6 +210,23 @@ def _lineage(journey: Journey) -> str:
         trees += f'<ul><li class="dim"><code>{shown(outside[:12])}</code> (elsewhere){grow(outside)}</li></ul>'
     words = "Each model names its parent; an id is the SHA-256 of exactly these weights."
     return f'<p class="text">{words}</p><div class="tree">{trees}</div>' if trees else ""
+
+
+def _curation(journey: Journey) -> str:
+    """The funnel of what was curated and, for the embedded world, how far the rules found the junk in it."""
+    held = journey.get("curation")
+    if not held:
+        return ""
+    funnel = msgspec.convert(held["funnel"], Funnel)
+    found = []
+    for row in held.get("truth") or []:
+        kind = _JUNK.get(row["kind"], row["kind"].replace("_", " "))
+        found.append([shown(kind, 60), whole(row["pages"]), whole(row["dropped"]), percent(row["dropped"] / row["pages"])])
+    told = "The embedded world knows which of its pages are junk, and what the rules made of them: wrong facts read like "\
+        "right ones, so no rule of form finds them. Good pages that say word for word the same go, too."  # fmt: skip
+    truth = table(["What it is", "Pages", "Dropped", "Share"], found)
+    page = '<p class="note">Every rule, with samples of what it dropped: <code>clean/funnel.html</code>.</p>'
+    return paragraph([sentence(funnel)], "text") + funnel_chart(funnel) + (paragraph([told], "text note") + truth if found else "") + page
 
 
 def _data(journey: Journey) -> str:

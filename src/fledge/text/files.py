@@ -15,7 +15,6 @@ import re
 import reprlib
 import zlib
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any, BinaryIO
 
 MAX_LINE_BYTES = 64 * 1024 * 1024  # longest line, JSON value or piece of plain text that is held in memory
@@ -39,17 +38,24 @@ class RowRejected(Exception):
         self.reason, self.sample = reason, sample
 
 
-def unpacked(path: Path, packing: str, name: str) -> Iterator[bytes]:
-    """The file's bytes in chunks, unpacked where `packing` is ".gz" or ".zst".
+class BrokenJSON(ValueError):
+    """A .json file that cannot be read on: `place` is "name:line:column", `trouble` what is there."""
+
+    def __init__(self, place: str, trouble: str, rule: str) -> None:
+        super().__init__(f"{place}: {trouble}. {rule}")
+        self.place, self.trouble = place, trouble
+
+
+def unpacked(file: BinaryIO, packing: str, name: str) -> Iterator[bytes]:
+    """The bytes of `file` in chunks, unpacked where `packing` is ".gz" or ".zst".
 
     Raises ValueError for a damaged or cut archive, and for .zst without the package `zstandard`.
     """
     seen_bytes = 0
     try:
-        with path.open("rb") as file:
-            for chunk in _zst_chunks(file, name) if packing == ".zst" else _plain_chunks(file, packing):
-                seen_bytes += len(chunk)
-                yield chunk
+        for chunk in _zst_chunks(file, name) if packing == ".zst" else _plain_chunks(file, packing):
+            seen_bytes += len(chunk)
+            yield chunk
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(
             f"{name}: the {packing} data is cut short or damaged after {seen_bytes:,} unpacked bytes ({error}). "
@@ -148,8 +154,9 @@ def _guess(data: bytes, start: int, at_byte: int, reason: str) -> str:
     return "It looks like latin-1."
 
 
-def lines(chunks: Iterable[bytes]) -> Iterator[tuple[int, bytes | None]]:
-    """(line number from 1, the line with its b"\\n"); None for a line over MAX_LINE_BYTES, which is never held."""
+def lines(chunks: Iterable[bytes], longest: int | None = None) -> Iterator[tuple[int, bytes | None]]:
+    """(line number from 1, the line with its b"\\n"); None for a line over `longest` bytes, which is never held."""
+    longest = longest or MAX_LINE_BYTES
     number, pending, too_long = 1, bytearray(), False
     for chunk in chunks:
         for index, piece in enumerate(chunk.split(b"\n")):
@@ -158,7 +165,7 @@ def lines(chunks: Iterable[bytes]) -> Iterator[tuple[int, bytes | None]]:
                 yield number, None if too_long else bytes(pending)
                 number, too_long = number + 1, False
                 pending.clear()
-            if len(pending) + len(piece) > MAX_LINE_BYTES:
+            if len(pending) + len(piece) > longest:
                 too_long = True
                 pending.clear()
             elif not too_long:
@@ -290,11 +297,36 @@ class _Window:
                 return ""
 
 
-def json_values(name: str, chunks: Iterable[bytes]) -> Iterator[tuple[int, Row | RowRejected]]:
+def text_pieces(chunks: Iterable[bytes], longest: int | None = None) -> Iterator[tuple[str, str | None]]:
+    """("", the whole text); above `longest` bytes (":LINE", piece) of pieces that end at a blank line, or at a line
+    end where none is near. None stands for a line over `longest`, which is never held.
+    """
+    longest = longest or MAX_LINE_BYTES
+    piece, piece_line, cut, cut_line = bytearray(), 1, 0, 1
+    for number, line in lines(chunks, longest):
+        if line is None:
+            yield f":{number}", None
+            continue
+        while piece and len(piece) + len(line) > longest:
+            if not cut:
+                cut, cut_line = len(piece), number
+            yield f":{piece_line}", piece[:cut].decode()
+            del piece[:cut]
+            piece_line, cut = cut_line, 0
+        piece += line
+        if line.isspace():
+            cut, cut_line = len(piece), number + 1
+    yield "" if piece_line == 1 else f":{piece_line}", piece.decode()
+
+
+def json_values(
+    name: str, chunks: Iterable[bytes], longest: int | None = None
+) -> Iterator[tuple[int, Row | RowRejected]]:
     """(line number, row) for each element of a top-level array, or each of a sequence of top-level values.
 
-    Raises ValueError at a syntax error: in an array there is no telling where the next row begins.
+    Raises BrokenJSON at a syntax error or a value over `longest` bytes: there is no telling where the next one begins.
     """
+    longest = longest or MAX_LINE_BYTES
     window, strict, after_value = _Window(chunks), StrictJSON(), False
     in_array = window.peek() == "["
     if in_array:
@@ -314,7 +346,7 @@ def json_values(name: str, chunks: Iterable[bytes]) -> Iterator[tuple[int, Row |
         elif not char and not in_array:
             return
         line = window.line
-        value, end = _next_value(name, window, strict)
+        value, end = _next_value(name, window, strict, longest)
         try:
             row: Row | RowRejected = strict.checked(value, window.text[window.pos : end])
         except RowRejected as error:
@@ -324,7 +356,7 @@ def json_values(name: str, chunks: Iterable[bytes]) -> Iterator[tuple[int, Row |
         after_value = True
 
 
-def _next_value(name: str, window: _Window, strict: StrictJSON) -> tuple[Any, int]:
+def _next_value(name: str, window: _Window, strict: StrictJSON, longest: int) -> tuple[Any, int]:
     while True:
         error, value, end = None, None, 0
         try:
@@ -334,7 +366,7 @@ def _next_value(name: str, window: _Window, strict: StrictJSON) -> tuple[Any, in
         # a number that touches the end of the window may go on behind it
         if error is None and (end < len(window.text) or isinstance(value, dict | list | str)):
             return value, end
-        if len(window.text) - window.pos <= MAX_LINE_BYTES and window.grow():
+        if len(window.text) - window.pos <= longest and window.grow():
             continue
         if error is None:
             return value, end
@@ -343,9 +375,10 @@ def _next_value(name: str, window: _Window, strict: StrictJSON) -> tuple[Any, in
         raise _broken_json(name, window, f"{json_trouble(error)}, in the row that starts at line {started_at:,}")
 
 
-def _broken_json(name: str, window: _Window, trouble: str) -> ValueError:
-    limit_mib = MAX_LINE_BYTES // 1024**2
-    return ValueError(
-        f"{name}:{window.line}:{window.column}: {trouble}. A .json file must be one whole array of rows, each under "
-        f"{limit_mib} MiB. Repair it, or write one row per line as .jsonl, where `--skip-bad N` can drop broken lines."
+def _broken_json(name: str, window: _Window, trouble: str) -> BrokenJSON:
+    return BrokenJSON(
+        f"{name}:{window.line}:{window.column}",
+        trouble,
+        f"A .json file must be one whole array of rows, each under {MAX_LINE_BYTES // 1024**2} MiB. Repair it, or "
+        "write one row per line as .jsonl, where `--skip-bad N` can drop broken lines.",
     )

@@ -22,7 +22,9 @@ from typing import Any
 import msgspec
 
 from fledge.text import files
+from fledge.text.curated import require_recorded
 from fledge.text.files import Row, RowRejected
+from fledge.text.paths import file_type, shown_path, walk
 
 PARQUET_BATCH_ROWS = 256
 SAMPLES_PER_REASON = 5
@@ -30,7 +32,6 @@ SAMPLE_CHARS = 160
 
 TEXT_TYPES = (".txt", ".md", ".rst")
 ROW_TYPES = (".jsonl", ".json", ".parquet")
-PACKINGS = (".gz", ".zst")
 
 UNSUPPORTED = "unsupported file type"
 TOO_LONG = f"line longer than {files.MAX_LINE_BYTES // 1024**2} MiB"
@@ -93,7 +94,7 @@ def require_some(items_count: int, paths: Paths, rejects: Rejects, what: str) ->
     """Raise ValueError "0 usable `what` in ..." with the reasons, where nothing was left to train on."""
     if items_count > 0:
         return
-    names = ", ".join(_name(path) for path in _as_list(paths)[:5])
+    names = ", ".join(shown_path(path) for path in _as_list(paths)[:5])
     why = rejects.summary() if rejects.total else "the files are empty, or there are none"
     raise ValueError(f"0 usable {what} in {names}: {why}\nAt least one is needed: check the path and the rows named.")
 
@@ -129,7 +130,7 @@ def read_rows(
 
 def _documents(reader: _Reader, rejects: Rejects) -> Iterator[Document]:
     for path in reader.paths_found():
-        is_text = _file_type(path)[0] in TEXT_TYPES
+        is_text = file_type(path.name)[0] in TEXT_TYPES
         for source, text in reader.pieces(path) if is_text else _row_texts(reader.rows(path), rejects):
             if text.strip():
                 yield Document(text, source)
@@ -181,43 +182,41 @@ class _Reader:
             problems.append(f"encoding {encoding!r} is not known: use a name such as utf-16, latin-1 or gb18030")
         for path in self.paths:
             if not path.exists():
-                raise FileNotFoundError(f"{_name(path)}: no such file or folder; check the path")
-            if not path.is_dir() and _file_type(path)[0] not in accepted:
+                raise FileNotFoundError(f"{shown_path(path)}: no such file or folder; check the path")
+            if not path.is_dir() and file_type(path.name)[0] not in accepted:
                 kinds = " ".join(accepted)
-                problems.append(f"{_name(path)}: {UNSUPPORTED}; accepted are {kinds}, each also with .gz or .zst")
+                problems.append(f"{shown_path(path)}: {UNSUPPORTED}; accepted are {kinds}, each also with .gz or .zst")
         if problems:
             raise ValueError("; ".join(problems))
 
     def paths_found(self) -> Iterator[Path]:
-        for path in self.paths:
-            yield from self._walk(path) if path.is_dir() else (path,)
+        for given in self.paths:
+            for path in self._walk(given) if given.is_dir() else (given,):
+                require_recorded(path)
+                yield path
 
     def _walk(self, folder: Path) -> Iterator[Path]:
-        for path in sorted(folder.iterdir()):
-            if path.is_dir() and path.is_symlink():  # a link to a parent would never end
-                self.rejects.add(_name(path), "linked folder, not followed")
-            elif path.is_dir():
-                yield from self._walk(path)
-            elif _file_type(path)[0] not in self.accepted:
-                self.rejects.add(_name(path), UNSUPPORTED)
-            elif not path.is_file():  # opening a named pipe would wait for ever
-                self.rejects.add(_name(path), "not a regular file (a link to nothing, a pipe or a device)")
+        for path, trouble in walk(folder):
+            if file_type(path.name)[0] not in self.accepted:
+                self.rejects.add(shown_path(path), trouble or UNSUPPORTED)
+            elif trouble:
+                self.rejects.add(shown_path(path), trouble)
             else:
                 yield path
 
     def pieces(self, path: Path) -> Iterator[tuple[str, str]]:
-        return _text_pieces(_name(path), self._chunks(path), self.rejects)
+        return _text_pieces(shown_path(path), self._chunks(path), self.rejects)
 
     def rows(self, path: Path) -> Iterator[tuple[str, Row]]:
-        kind, packing = _file_type(path)
+        kind, packing = file_type(path.name)
         if kind == ".parquet":
             return _parquet_rows(path, packing, self.columns)
         if kind == ".json":
-            return _json_rows(_name(path), self._chunks(path), self.rejects)
-        return self._jsonl_rows(_name(path), self._chunks(path))
+            return _json_rows(shown_path(path), self._chunks(path), self.rejects)
+        return self._jsonl_rows(shown_path(path), self._chunks(path))
 
     def _chunks(self, path: Path) -> Iterator[bytes]:
-        return files.utf8_chunks(_name(path), files.unpacked(path, _file_type(path)[1], _name(path)), self.encoding)
+        return files.utf8_chunks(shown_path(path), _unpacked(path), self.encoding)
 
     def _jsonl_rows(self, name: str, chunks: Iterator[bytes]) -> Iterator[tuple[str, Row]]:
         strict, broken, first = files.StrictJSON(), 0, ""
@@ -250,40 +249,23 @@ def _as_list(paths: Paths) -> list[str | os.PathLike[str]]:
     return [paths] if isinstance(paths, str | os.PathLike) else list(paths)
 
 
-def _name(path: str | os.PathLike[str]) -> str:
-    """The path as text that can always be written: a name that is not UTF-8 shows its odd bytes as \\xNN."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
-
-
 def _printable(text: str) -> str:
     """Escaped for a terminal: data must not move the cursor or hide its own order."""
     cut = text if len(text) <= SAMPLE_CHARS else text[:SAMPLE_CHARS] + "..."
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in cut)
 
 
-def _file_type(path: Path) -> tuple[str, str]:
-    """(".jsonl", ".gz") for "a.jsonl.gz", (".txt", "") for "A.TXT"."""
-    stem, extension = os.path.splitext(path.name.lower())
-    return (os.path.splitext(stem)[1], extension) if extension in PACKINGS else (extension, "")
-
-
 def _text_pieces(name: str, chunks: Iterable[bytes], rejects: Rejects) -> Iterator[tuple[str, str]]:
-    """The whole text; above MAX_LINE_BYTES in pieces that end at a blank line, or at a line end where none is near."""
-    piece, piece_line, cut, cut_line = bytearray(), 1, 0, 1
-    for number, line in files.lines(chunks):
-        if line is None:
-            rejects.add(f"{name}:{number}", TOO_LONG)
-            continue
-        while piece and len(piece) + len(line) > files.MAX_LINE_BYTES:
-            if not cut:
-                cut, cut_line = len(piece), number
-            yield f"{name}:{piece_line}", piece[:cut].decode()
-            del piece[:cut]
-            piece_line, cut = cut_line, 0
-        piece += line
-        if line.isspace():
-            cut, cut_line = len(piece), number + 1
-    yield (name if piece_line == 1 else f"{name}:{piece_line}"), piece.decode()
+    for place, text in files.text_pieces(chunks):
+        if text is None:
+            rejects.add(name + place, TOO_LONG)
+        else:
+            yield name + place, text
+
+
+def _unpacked(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        yield from files.unpacked(file, file_type(path.name)[1], shown_path(path))
 
 
 def _json_rows(name: str, chunks: Iterable[bytes], rejects: Rejects) -> Iterator[tuple[str, Row]]:
@@ -298,10 +280,10 @@ def _parquet_rows(path: Path, packing: str, columns: frozenset[str]) -> Iterator
     import pyarrow
     import pyarrow.parquet
 
-    name, number = _name(path), 0
+    name, number = shown_path(path), 0
     with tempfile.TemporaryFile() if packing else path.open("rb") as file:
         if packing:  # the index of a parquet file is at its end, so it cannot be unpacked on the way
-            for chunk in files.unpacked(path, packing, name):
+            for chunk in _unpacked(path):
                 file.write(chunk)
         try:
             parquet = pyarrow.parquet.ParquetFile(file)

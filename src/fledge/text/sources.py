@@ -6,17 +6,19 @@ Shapes: B rows, T positions.
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from fledge.core.batch import Batch
 from fledge.core.checkpoint import canonical_json, sha256, write_atomically
+from fledge.text.periodic import FEWEST_REPEATS, periodic
 from fledge.text.template import Rendered
 from fledge.text.tokenizer import Tokenizer
 
 _ENCODE_DOCUMENTS = 2000  # documents encoded at once
+T = TypeVar("T")
 
 
 def order(seed: int, epoch: int, count: int) -> np.ndarray:
@@ -60,7 +62,7 @@ class TokenStore:
         dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
         offsets, total_bytes, digest = [0], 0, hashlib.sha256()
         with open(folder / "tokens.bin", "wb") as file:
-            for group in _groups(texts, _ENCODE_DOCUMENTS):
+            for group in groups(texts, _ENCODE_DOCUMENTS):
                 for text, body in zip(group, tokenizer.encode_batch(group), strict=True):
                     row = np.array([tokenizer.bos, *body, tokenizer.eos], dtype)
                     digest.update(row.data)
@@ -114,7 +116,8 @@ class TokenStore:
         return len(self.offsets) - 1
 
 
-def _groups(items: Iterable, size: int) -> Iterator[list]:
+def groups(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """`items` in lists of `size`, the last one shorter."""
     group = []
     for item in items:
         group.append(item)
@@ -128,8 +131,12 @@ def _groups(items: Iterable, size: int) -> Iterator[list]:
 class DocumentSource(Resumable):
     """Documents in random order, joined and cut into rows of T; attention stays inside each document."""
 
-    def __init__(self, store: TokenStore, *, rows: int, length: int, seed: int):
+    def __init__(self, store: TokenStore, *, rows: int, length: int, seed: int, mask_repeats: int | None = None):
+        """mask_repeats: weight 0 for targets in spans that repeat so often, as in packed_batch; None masks none."""
         super().__init__(store.content)
+        if mask_repeats is not None and mask_repeats < FEWEST_REPEATS:
+            raise ValueError(f"mask_repeats = {mask_repeats}: must be at least {FEWEST_REPEATS}; none masks nothing")
+        self.mask_repeats = mask_repeats
         self.store, self.rows, self.length, self.seed = store, rows, length, seed
         self.rows_per_epoch = (int(store.offsets[-1]) - 1) // length
         if self.rows_per_epoch < 1:
@@ -162,25 +169,54 @@ class DocumentSource(Resumable):
             self.epoch, self.position = self.epoch + 1, 0
         return self.store.tokens[origin], document, origin[:, 0]
 
+    def take(self, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(tokens [n,T+1], document ordinal [n,T+1], first store position [n]) of the next n = count rows."""
+        parts = []
+        while count:
+            parts.append(self._take(count))
+            count -= len(parts[-1][0])
+        return tuple(np.concatenate(p) for p in zip(*parts, strict=True))
+
     def __iter__(self) -> Iterator[Batch]:
-        while True:
-            parts, missing = [], self.rows
-            while missing:
-                parts.append(self._take(missing))
-                missing -= len(parts[-1][0])
-            tokens, document, ids = (np.concatenate(p) for p in zip(*parts, strict=True))
-            whole = torch.from_numpy(tokens.astype(np.int64))
-            docs = torch.from_numpy(document.astype(np.int32))
-            # the last token of a document predicts nothing: what follows is another document
-            weight = (docs[:, :-1] == docs[:, 1:]).float()
-            yield Batch(
-                tokens=whole[:, :-1],
-                targets=whole[:, 1:],
-                weight=weight,
-                doc=docs[:, :-1],
-                units=float(weight.sum()),
-                ids=torch.from_numpy(ids),
-            )
+        empty = 0
+        while empty * self.rows <= self.rows_per_epoch:
+            batch = packed_batch(*self.take(self.rows), mask_repeats=self.mask_repeats)
+            empty = 0 if batch.units else empty + 1
+            if batch.units:  # else nothing in it can be learned from
+                yield batch
+        raise ValueError(
+            f"every token of the text lies in a span that repeats {self.mask_repeats} times or more: "
+            "give other text, or set mask_repeats to none"
+        )
+
+
+def packed_batch(
+    tokens: np.ndarray,
+    document: np.ndarray,
+    ids: np.ndarray,
+    notes: dict[str, float] | None = None,
+    mask_repeats: int | None = None,
+) -> Batch:
+    """The batch of rows as DocumentSource.take gives them.
+
+    mask_repeats: targets have weight 0 in spans of 1 to 13 tokens that repeat so often within a row
+    (`fledge.text.periodic`); None masks none.
+    """
+    whole = torch.from_numpy(tokens.astype(np.int64))
+    docs = torch.from_numpy(document.astype(np.int32))
+    # the last token of a document predicts nothing: what follows is another document
+    weight = (docs[:, :-1] == docs[:, 1:]).float()
+    if mask_repeats is not None:
+        weight *= torch.from_numpy(~periodic(tokens, repeats=mask_repeats)[:, 1:])
+    return Batch(
+        tokens=whole[:, :-1],
+        targets=whole[:, 1:],
+        weight=weight,
+        doc=docs[:, :-1],
+        units=float(weight.sum()),
+        ids=torch.from_numpy(ids),
+        notes=notes,
+    )
 
 
 class Sequences:

@@ -47,6 +47,8 @@ MARKS = (("A. ", "B. ", "C. ", "D. "), ("(A) ", "(B) ", "(C) ", "(D) "), ("1. ",
 def option_list(fact: Fact, pool: list[Value], language: str, dice: Dice) -> str:
     """Four options in random order, one of them right, in one of three layouts."""
     wrong = [value for value in dice.sample(pool, 4) if value.key != fact.value][:3]
+    # two tongues may share a name, and then two of the four are the right one
+    wrong += [value for value in pool if value.key != fact.value and value not in wrong][: 3 - len(wrong)]
     options = dice.shuffled([fact.values[language]] + [value.surface[language] for value in wrong])
     gap = "\n" if dice.chance(0.6) else " "
     return gap.join(mark + capital(option) for mark, option in zip(dice.pick(MARKS), options, strict=True))
