@@ -23,8 +23,8 @@ TABLE = {
     "votes": Verb("feedback.votes_command", "VotesOptions", "run", ("action", "run"), "votes in figures; check, backup, migrate"),
     "invite": Verb("feedback.votes_command", "InviteOptions", "invite", ("run", "name"), "let somebody else talk and vote"),
     "rate": Verb("feedback.rate_command", "RateOptions", "run", ("run",), "let a program vote: a reward, a judge, a simulated rater"),
-    "export": Verb("feedback.export_command", "ExportOptions", "run", ("run",), "votes as files for DPO, KTO, SFT and other tools"),
-    "import": Verb("feedback.export_command", "ImportOptions", "take", ("run", "files"), "take votes given elsewhere: Chatbot Arena, Argilla"),
+    "export": Verb("interop.verbs", "ExportOptions", "give", ("run",), "a model for transformers or llama.cpp; votes as files for DPO, KTO, SFT"),
+    "import": Verb("interop.verbs", "ImportOptions", "take", ("path", "files"), "a Hugging Face model as a run; votes given elsewhere"),
     "improve": Verb("stages.improve", "ImproveRecipe", "run", ("run",), "train the next model from the votes"),
     "world": Verb("world.command", "WorldOptions", "run", ("out",), "write the embedded corpus to look at"),
     "task": Verb("tasks.command", "TaskOptions", "run", ("name",), "write what a model needs to learn a task"),
@@ -46,6 +46,7 @@ TABLE = {
     "resume": Verb("resume", "ResumeOptions", "resume", ("run",), "continue whatever was interrupted"),
     "runs": Verb("stages.history", "RunsOptions", "runs", ("folder",), "all runs in a folder, with where they stand"),
     "lineage": Verb("stages.history", "LineageOptions", "lineage", ("run",), "the family tree of a run's models"),
+    "convert": Verb("text.convert_command", "ConvertOptions", "run", ("inputs",), "write data in another shape: messages, sharegpt, alpaca, dpo, kto, prompts, text"),
     "show": Verb("stages.show", "ShowOptions", "run", ("chats",), "coloured view: which tokens of a chat are trained"),
 }
 # fmt: on

@@ -258,7 +258,7 @@ def test_at_most_40_options_in_any_verb_each_with_default_and_sentence(name):
     verb = cli.TABLE[name]
     kind = getattr(importlib.import_module(f"fledge.{verb.module}"), verb.options)
     rows = describe(kind)
-    assert 1 <= len(rows) <= 40
+    assert 1 <= len([flag for flag, *_ in rows if not flag.startswith("--adapter.")]) <= 40  # an adapter's own on top
     assert len({flag for flag, _, _ in rows}) == len(rows)
     assert all(flag.startswith("--") and shown and sentence for flag, shown, sentence in rows), rows
     assert set(verb.positional) - {"recipe"} <= {flag[2:] for flag, _, _ in rows}

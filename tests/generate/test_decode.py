@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from fledge.core import native
-from fledge.core.model import Transformer
+from fledge.core.model import RopeScaling, Transformer
 from fledge.core.optim import Optimizer
 from fledge.generate import native_decoder, torch_decoder
 from fledge.generate.engine import Engine, Samples
@@ -53,6 +53,9 @@ SHAPES = {
     "odd sizes": {"width": 42, "heads": 3, "ffn_width": 51, "vocab_size": 307, "norm_eps": 1e-3, "rope_base": 100.0},
     "wide heads": {"width": 160, "heads": 2, "ffn_width": 33, "tied": False},
     "value head": {"head": "tokens+value"},
+    "heads of their own width": {"width": 40, "heads": 4, "kv_heads": 2, "head_width": 24, "qk_norm": True},
+    "narrow heads": {"width": 70, "heads": 4, "head_width": 6, "bias": True},
+    "stretched positions": {"rope_scaling": RopeScaling(kind="llama3", factor=8.0, original_context=16)},
 }
 
 

@@ -134,8 +134,10 @@ def _check(kind: type[msgspec.Struct], data: dict[str, Any], prefix: str, errors
             errors.append(f"{prefix}{key}: unknown key; {hint}")
             continue
         inner = _struct_of(known[key].type)
+        if inner and isinstance(value, str) and "kind" in inner.__struct_fields__:
+            value = _section(value)
         if inner and isinstance(value, dict):
-            given = _check(inner, value, f"{prefix}{key}.", errors)
+            given = _check(inner, _wrap_lists(inner, value), f"{prefix}{key}.", errors)
             default = known[key].default
             usable[key] = (msgspec.to_builtins(default) if isinstance(default, inner) else {}) | given
             continue
@@ -170,6 +172,11 @@ def _literal(text: str) -> Any:
     return value if isinstance(value, bool | int | float | str | list | dict) else text  # a folder named 2026-01-31
 
 
+def _section(value: Any) -> Any:
+    """A section named by a word alone is one of that kind: --adapter lora is --adapter.kind lora."""
+    return {"kind": value} if isinstance(value, str) else value
+
+
 def parse_overrides(arguments: list[str]) -> dict[str, Any]:
     """["--train.steps", "200", "--name=x"] -> {"train": {"steps": 200}, "name": "x"}. A key given twice makes a list."""
     found: dict[str, Any] = {}
@@ -187,10 +194,13 @@ def parse_overrides(arguments: list[str]) -> dict[str, Any]:
         node = found
         *sections, last = key.replace("-", "_").split(".")
         for section in sections:
-            node = node.setdefault(section, {})
+            node[section] = node = _section(node.get(section, {}))
             if not isinstance(node, dict):
                 raise ValueError(f"{flag}: --{section} was given a value before; set it or its fields, not both")
         parsed = _literal(value)
+        if isinstance(node.get(last), dict) and isinstance(parsed, str):
+            node[last] = _section(parsed) | node[last]
+            continue
         if isinstance(node.get(last), dict):
             raise ValueError(f"{flag}: fields of it were set before; set it or its fields, not both")
         if last in node:
@@ -205,8 +215,11 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     """`over` wins, section by section."""
     result = dict(base)
     for key, value in over.items():
-        both = isinstance(value, dict) and isinstance(result.get(key), dict)
-        result[key] = merge(result[key], value) if both else value
+        one, other = result.get(key), value
+        if isinstance(one, dict) or isinstance(other, dict):
+            one, other = _section(one), _section(other)
+        both = isinstance(one, dict) and isinstance(other, dict)
+        result[key] = merge(one, other) if both else value
     return result
 
 

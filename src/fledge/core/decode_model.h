@@ -63,11 +63,11 @@ template <class T> struct Work {  // buffers of one team, for at most `rows` row
   typedef typename T::Unit Unit;
   int64_t wide, qkv_wide, inner_wide, vocab_wide;
   std::vector<float> x, qkv, logits;  // [rows][D], [rows][(H+2K)E], [wanted][V], each rounded up to whole panels
-  std::vector<Unit> mixed, inner;     // [rows][D], [rows][F]: what the next product reads
+  std::vector<Unit> mixed, inner;     // [rows][HE], [rows][F]: what the next product reads
   Work(const Model &m, int64_t rows) {
     wide = up(m.width, PANEL); qkv_wide = up((m.heads + 2 * m.kv_heads) * m.head_width, PANEL);
     inner_wide = up(m.ffn, LANES) / T::PER; vocab_wide = up(m.vocab, PANEL);
-    x.resize(rows * wide); qkv.resize(rows * qkv_wide); mixed.resize(rows * wide / T::PER); inner.resize(rows * inner_wide);
+    x.resize(rows * wide); qkv.resize(rows * qkv_wide); mixed.resize(rows * up(m.heads * m.head_width, PANEL) / T::PER); inner.resize(rows * inner_wide);
   }
 };
 
@@ -156,7 +156,7 @@ static void block(const Model &m, int64_t layer, const Cache<T> &cache, const Ro
                   const Member &me) {
   typedef const typename T::Unit *Packed;
   const void *const *parts = m.parts + layer * PARTS;
-  int64_t D = m.width / T::PER, wide = w.wide, panels = wide / PANEL, qkv_panels = w.qkv_wide / PANEL;
+  int64_t D = m.width / T::PER, HE = m.heads * m.head_width / T::PER, wide = w.wide, panels = wide / PANEL, qkv_panels = w.qkv_wide / PANEL;
   int64_t inner_panels = up(m.ffn, LANES) / LANES, F = up(m.ffn, T::PER) / T::PER;
   auto add = [&](int64_t r, int64_t p, const float *sum) {
     float *x = w.x.data() + r * wide + p * PANEL;
@@ -168,9 +168,9 @@ static void block(const Model &m, int64_t layer, const Cache<T> &cache, const Ro
   me.barrier->wait();
   for (int64_t r = 0; r < count; r++)
     for (int64_t head = me.first(m.kv_heads); head < me.last(m.kv_heads); head++)
-      look<T>(m, parts, cache, rows[r], layer, head, w.qkv.data() + r * w.qkv_wide, w.mixed.data() + r * D, own);
+      look<T>(m, parts, cache, rows[r], layer, head, w.qkv.data() + r * w.qkv_wide, w.mixed.data() + r * HE, own);
   me.barrier->wait();
-  multiply<T>((Packed)parts[OUT], me.first(panels), me.last(panels), D, w.mixed.data(), D, count, add);
+  multiply<T>((Packed)parts[OUT], me.first(panels), me.last(panels), HE, w.mixed.data(), HE, count, add);
   me.barrier->wait();
   norm_rows(w.x.data(), wide, (const float *)parts[FFN_NORM], m, count, own);
   multiply<T>((Packed)parts[GATE_UP], me.first(inner_panels), me.last(inner_panels), D, own.normed.data(), D, count,

@@ -198,6 +198,12 @@ def swiglu(gate_up: Tensor) -> Tensor:
     return _SwiGLU.apply(gate_up)
 
 
+def geglu(gate_up: Tensor) -> Tensor:
+    """GEGLU (Shazeer 2020, eq. 5) with the tanh form of GELU, as Gemma has it: [..,2F] -> [..,F]."""
+    gate, up = gate_up.chunk(2, -1)
+    return F.gelu(gate, approximate="tanh") * up
+
+
 class _RMSNorm(Function):
     @staticmethod
     def forward(ctx, x: Tensor, gain: Tensor, eps: float):

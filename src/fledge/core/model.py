@@ -5,7 +5,7 @@ N weighted positions.
 """
 
 import math
-from typing import Literal, NamedTuple, Self
+from typing import Literal, NamedTuple
 
 import msgspec
 import torch
@@ -13,132 +13,31 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fledge.core.batch import Batch
-from fledge.core.config import Settings
 from fledge.core.kernels import (
     SHORT_TOKENS,
     attention,
+    geglu,
     rms_norm,
     rotate_heads,
     select_logp,
     short_attention_serves,
     swiglu,
 )
+from fledge.core.rotary import rotary_table
+from fledge.core.shape import SIZES, Head, ModelConfig, RopeScaling, Shape
 
-Head = Literal["tokens", "tokens+value", "reward", "class"]
-
-# The one dial. layers, width, heads; the rest is derived. Parameters with a 2,048 vocabulary (tied below 0.5B).
-SIZES: dict[str, tuple[int, int, int]] = {
-    "tiny": (3, 64, 4),  # 0.3M: tests
-    "pocket": (4, 128, 4),  # 1M: two cores, minutes
-    "mini": (6, 192, 6),  # 3M
-    "small": (8, 320, 5),  # 10M
-    "base": (12, 768, 12),  # 86M + vocabulary: about 125M with 50k tokens
-    "medium": (24, 1024, 16),  # 350M
-    "large": (28, 1536, 16),  # 0.9B
-}
-
-
-class Shape(Settings, frozen=True, kw_only=True):
-    """Shape of the model: `size` sets everything, each field overrides; None means derived from `size`."""
-
-    size: str = "pocket"
-    "One of tiny, pocket, mini, small, base, medium, large."
-    vocab_size: int | None = None
-    "Rows of the embedding, in tokens; None takes the tokenizer's."
-    layers: int | None = None
-    "Transformer blocks."
-    width: int | None = None
-    "Hidden width D."
-    heads: int | None = None
-    "Query heads H; must divide width."
-    kv_heads: int | None = None
-    "Key/value heads K of grouped-query attention; must divide heads; None takes heads."
-    ffn_width: int | None = None
-    "Feed-forward width F; None takes 8/3 width rounded up to 32."
-    context_tokens: int = 128
-    "Longest sequence trained or served, in tokens."
-    rope_base: float = 10000.0
-    "Base of the rotary position frequencies."
-    norm_eps: float = 1e-6
-    "Added under the root of RMSNorm."
-    qk_norm: bool = False
-    "RMSNorm on queries and keys per head (Qwen3)."
-    bias: bool = False
-    "Biases on the query, key and value projections (Qwen2)."
-    tied: bool | None = None
-    "Output head shares the embedding; None ties below width 1536."
-
-    def problems(self) -> list[str]:
-        """Every rule this shape breaks, in words; empty when it can be built."""
-        found = []
-        if self.size not in SIZES:
-            found.append(f"model.size = {self.size!r}: must be one of {', '.join(SIZES)}")
-        shape = ("layers", "width", "heads", "kv_heads", "ffn_width")
-        given = {n: getattr(self, n) for n in (*shape, "context_tokens", "vocab_size")}
-        low = {n: v for n, v in given.items() if v is not None and v < 1}
-        found += [f"model.{name} = {value}: must be at least 1" for name, value in low.items()]
-        if not self.rope_base > 0:
-            found.append(f"model.rope_base = {self.rope_base}: must be above 0; 1e4 is usual")
-        if not self.norm_eps >= 0:
-            found.append(f"model.norm_eps = {self.norm_eps}: must be at least 0; 1e-6 is usual")
-        if self.size not in SIZES or low.keys() & set(shape):
-            return found
-        c = self.resolved()
-        if c.width % c.heads:
-            found.append(f"model.heads = {c.heads} does not divide model.width = {c.width}: set heads to a divisor")
-        elif (c.width // c.heads) % 2:
-            found.append(f"head width {c.width // c.heads} is odd: rotary positions need an even width / heads")
-        if c.heads % c.kv_heads:
-            found.append(f"model.kv_heads = {c.kv_heads} does not divide model.heads = {c.heads}: set it to a divisor")
-        return found
-
-    def resolved(self, vocab_size: int | None = None) -> Self:
-        """The same shape with every None filled in (vocab_size from the tokenizer where given)."""
-        layers, width, heads = SIZES[self.size]
-        width = self.width or width
-        heads = self.heads or heads
-        return msgspec.structs.replace(
-            self,
-            vocab_size=self.vocab_size or vocab_size,
-            layers=self.layers or layers,
-            width=width,
-            heads=heads,
-            kv_heads=self.kv_heads or heads,
-            ffn_width=self.ffn_width or math.ceil(8 * width / 3 / 32) * 32,
-            tied=width < 1536 if self.tied is None else self.tied,
-        )
-
-    def parameter_count(self, vocab_size: int | None = None) -> int:
-        """Parameters of a token model of this shape, without a scalar or class head."""
-        c = self.resolved(vocab_size)
-        head_width = c.width // c.heads
-        qkv = (c.heads + 2 * c.kv_heads) * head_width
-        block = qkv * (c.width + c.bias) + c.width * c.width + 3 * c.width * c.ffn_width + 2 * c.width
-        block += 2 * head_width * c.qk_norm
-        return c.layers * block + c.vocab_size * c.width * (1 if c.tied else 2) + c.width
-
-    def flops_per_token(self) -> float:
-        """Training FLOPs per token: 6 x matmul weights + 6 L T D for causal attention (Kaplan et al. 2020, table 1)."""
-        c = self.resolved()
-        matmul = c.parameter_count() - c.width * (2 * c.layers + 1)
-        matmul -= 0 if c.tied else c.vocab_size * c.width  # the embedding look-up multiplies nothing
-        return 6.0 * matmul + 6.0 * c.layers * c.context_tokens * c.width
-
-
-class ModelConfig(Shape, frozen=True, kw_only=True):
-    """A shape and what it is used for; each stage sets these itself."""
-
-    causal: bool = True
-    "False lets every position see all others (BERT)."
-    head: Head = "tokens"
-    "What the model gives: next-token log-probs, those plus a value per token, one reward, or classes."
-    classes: int = 2
-    "Number of classes of the class head."
-
-    def problems(self) -> list[str]:
-        """Every rule this model breaks, in words; empty when it can be built."""
-        found = super().problems()
-        return found if self.classes >= 1 else [*found, f"model.classes = {self.classes}: must be at least 1"]
+__all__ = [
+    "SIZES",
+    "Block",
+    "Head",
+    "ModelConfig",
+    "Output",
+    "Projections",
+    "RopeScaling",
+    "Shape",
+    "Transformer",
+    "weighted_logp",
+]
 
 
 class Output(NamedTuple):
@@ -150,48 +49,127 @@ class Output(NamedTuple):
     classes: Tensor | None = None  # [B,T,C] float32  class head
 
 
-class Block(nn.Module):
-    """Pre-norm attention and SwiGLU feed-forward with fused qkv and gate-up projections."""
+def weighted_logp(x: Tensor, head: Tensor, batch: Batch) -> tuple[Tensor, Tensor | None]:
+    """log p(target) [B,T] float32, and the entropy where the batch wants it, of states [B,T,D] under a head [V,D].
 
-    def __init__(self, c: ModelConfig):
+    Only weighted positions are scored; the others hold 0.
+    """
+    shape, flat = batch.tokens.shape, x.flatten(0, 1)
+    where = batch.weight.flatten().nonzero().squeeze(1)  # [N]
+    want_entropy = batch.want_entropy
+    if len(where) == len(flat):
+        logp, entropy = select_logp(flat, head, batch.targets.flatten(), want_entropy)
+        return logp.view(shape), None if entropy is None else entropy.view(shape)
+    picked, spread = select_logp(flat[where], head, batch.targets.flatten()[where], want_entropy)
+    blank = torch.zeros(len(flat), device=x.device)
+    logp = blank.index_copy(0, where, picked).view(shape)
+    return logp, None if spread is None else blank.index_copy(0, where, spread).view(shape)
+
+
+class Projections(nn.Module):
+    """What blocks share: linear products by name, each with the adapter that may take its place."""
+
+    def __init__(self):
+        super().__init__()
+        self.adapters: dict[str, nn.Module] = {}
+
+    def linear(self, name: str, x: Tensor) -> Tensor:
+        """x [..,in] through the projection of that name (weight [out,in]; its bias is called name_bias) -> [..,out].
+
+        Where `adapters` has one of that name, it is called as adapter(x, weight, bias) instead.
+        """
+        weight, bias = getattr(self, name).to(x.dtype), getattr(self, f"{name}_bias")
+        bias = None if bias is None else bias.to(x.dtype)
+        if name in self.adapters:
+            return self.adapters[name](x, weight, bias)
+        return functional.linear(x, weight, bias)
+
+    def merged(self, name: str) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of a projection, those of an adapter that is a change of weights (`plain`) merged in."""
+        weight, bias = getattr(self, name), getattr(self, f"{name}_bias")
+        return self.adapters[name].merged(weight, bias) if name in self.adapters else (weight, bias)
+
+
+class Block(Projections):
+    """Attention and a gated feed-forward with fused qkv and gate-up projections; norms before them, after them, or both."""
+
+    def __init__(self, c: ModelConfig, layer: int):
+        """c: resolved; layer: its number from 0."""
         super().__init__()
         self.heads, self.kv_heads, self.eps = c.heads, c.kv_heads, c.norm_eps
-        head_width = c.width // c.heads
-        fused = (c.heads + 2 * c.kv_heads) * head_width
-        self.attention_norm = nn.Parameter(torch.ones(c.width))
+        self.scale = (c.query_scalar or c.head_width) ** -0.5
+        self.positions, self.windowed = c.positions(layer), c.windowed(layer)
+        self.qk_norm_whole, self.gains_from_one, self.gelu = c.qk_norm_whole, c.gains_from_one, c.activation != "silu"
+        fused, inner = (c.heads + 2 * c.kv_heads) * c.head_width, c.heads * c.head_width
+
+        def norm(there: bool, width: int = c.width) -> nn.Parameter | None:
+            return nn.Parameter(torch.full((width,), 0.0 if c.gains_from_one else 1.0)) if there else None
+
+        def bias(there: bool, width: int) -> nn.Parameter | None:
+            return nn.Parameter(torch.zeros(width)) if there else None
+
+        self.attention_norm = norm(c.norms != "post")
         self.qkv = nn.Parameter(torch.empty(fused, c.width))  # rows: queries, keys, values
-        self.qkv_bias = nn.Parameter(torch.zeros(fused)) if c.bias else None
-        self.q_norm = nn.Parameter(torch.ones(head_width)) if c.qk_norm else None
-        self.k_norm = nn.Parameter(torch.ones(head_width)) if c.qk_norm else None
-        self.attention_out = nn.Parameter(torch.empty(c.width, c.width))
-        self.ffn_norm = nn.Parameter(torch.ones(c.width))
+        self.qkv_bias = bias(c.bias, fused)
+        self.q_norm = norm(c.qk_norm, inner if c.qk_norm_whole else c.head_width)
+        self.k_norm = norm(c.qk_norm, c.kv_heads * c.head_width if c.qk_norm_whole else c.head_width)
+        self.attention_out = nn.Parameter(torch.empty(c.width, inner))
+        self.attention_out_bias = bias(c.out_bias, c.width)
+        self.attention_post_norm = norm(c.norms != "pre")
+        self.ffn_norm = norm(c.norms != "post")
         self.gate_up = nn.Parameter(torch.empty(2 * c.ffn_width, c.width))  # rows: gate, up
+        self.gate_up_bias = bias(c.mlp_bias, 2 * c.ffn_width)
         self.down = nn.Parameter(torch.empty(c.width, c.ffn_width))
+        self.down_bias = bias(c.mlp_bias, c.width)
+        self.ffn_post_norm = norm(c.norms != "pre")
+
+    def norm(self, x: Tensor, gain: Tensor | None) -> Tensor:
+        """RMSNorm of x [..,D]; x itself where this block has no such norm."""
+        if gain is None:
+            return x
+        return rms_norm(x, gain + 1.0 if self.gains_from_one else gain, self.eps)
+
+    def norm_heads(self, qkv: Tensor) -> Tensor:
+        """qkv [B,T,(H+2K)E] with queries and keys normed, each head by itself or all of them together."""
+        heads = self.heads + 2 * self.kv_heads
+        split = qkv.view(*qkv.shape[:2], heads, -1)
+        parts = split[:, :, : self.heads], split[:, :, self.heads : self.heads + self.kv_heads]
+        if self.qk_norm_whole:
+            q, k = (
+                self.norm(part.flatten(2), gain).unflatten(2, part.shape[2:])
+                for part, gain in zip(parts, (self.q_norm, self.k_norm), strict=True)
+            )
+        else:
+            q, k = self.norm(parts[0], self.q_norm), self.norm(parts[1], self.k_norm)
+        return torch.cat((q, k, split[:, :, self.heads + self.kv_heads :]), 2).flatten(2)
 
     def project(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """x [B,T,D] -> q [B,H,T,E] scaled by 1/sqrt(E), k and v [B,K,T,E], q and k rotated."""
-        normed = rms_norm(x, self.attention_norm, self.eps)
-        bias = None if self.qkv_bias is None else self.qkv_bias.to(x.dtype)
-        qkv = functional.linear(normed, self.qkv.to(x.dtype), bias)  # [B,T,(H+2K)E]
+        """x [B,T,D] -> q [B,H,T,E] scaled (by 1/sqrt(E) unless the config says otherwise), k and v [B,K,T,E], q and k rotated."""
+        qkv = self.linear("qkv", self.norm(x, self.attention_norm))  # [B,T,(H+2K)E]
         if self.q_norm is not None:
-            split = qkv.view(*qkv.shape[:2], self.heads + 2 * self.kv_heads, -1)
-            q = rms_norm(split[:, :, : self.heads], self.q_norm, self.eps)
-            k = rms_norm(split[:, :, self.heads : self.heads + self.kv_heads], self.k_norm, self.eps)
-            qkv = torch.cat((q, k, split[:, :, self.heads + self.kv_heads :]), 2).flatten(2)
-        scale = (qkv.shape[-1] // (self.heads + 2 * self.kv_heads)) ** -0.5
-        return rotate_heads(qkv, *rotary, self.heads, self.kv_heads, scale)
+            qkv = self.norm_heads(qkv)
+        return rotate_heads(qkv, *rotary, self.heads, self.kv_heads, self.scale)
+
+    def plain_parts(self) -> tuple[Tensor | None, ...]:
+        """attention_norm, qkv, qkv_bias, q_norm, k_norm, attention_out, ffn_norm, gate_up, down of a plain block, merged."""
+        qkv, bias = self.merged("qkv")
+        out, gate_up, down = (self.merged(name)[0] for name in ("attention_out", "gate_up", "down"))
+        return self.attention_norm, qkv, bias, self.q_norm, self.k_norm, out, self.ffn_norm, gate_up, down
 
     def finish(self, x: Tensor, y: Tensor) -> Tensor:
         """Residual [B,T,D] plus attention result [B,H,T,E], then the feed-forward."""
         y = y.transpose(1, 2).flatten(2)
-        x = x + functional.linear(y, self.attention_out.to(x.dtype))
-        inner = swiglu(functional.linear(rms_norm(x, self.ffn_norm, self.eps), self.gate_up.to(x.dtype)))
-        return x + functional.linear(inner, self.down.to(x.dtype))
+        x = x + self.norm(self.linear("attention_out", y), self.attention_post_norm)
+        gate_up = self.linear("gate_up", self.norm(x, self.ffn_norm))
+        inner = geglu(gate_up) if self.gelu else swiglu(gate_up)
+        return x + self.norm(self.linear("down", inner), self.ffn_post_norm)
 
     def forward(
         self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None, doc: Tensor | None, causal: bool
     ) -> Tensor:
         q, k, v = self.project(x, rotary)
+        if "prefix" in self.adapters:
+            k, v = self.adapters["prefix"](k, v)
         return self.finish(x, attention(q, k, v, mask=mask, doc=doc, causal=causal))
 
 
@@ -208,15 +186,18 @@ class Transformer(nn.Module):
         self.config = c = config.resolved()
         if c.vocab_size is None:
             raise ValueError("model.vocab_size is not set: pass config.resolved(vocab_size=len(tokenizer))")
+        if c.architecture != "decoder":
+            raise ValueError(f"model.architecture = {c.architecture!r}: core/encoder.py's build_model builds it")
         self.compute_dtype = torch.float32
         self.embedding = nn.Parameter(torch.empty(c.vocab_size, c.width))
-        self.layers = nn.ModuleList(Block(c) for _ in range(c.layers))
-        self.norm = nn.Parameter(torch.ones(c.width))
+        self.layers = nn.ModuleList(Block(c, layer) for layer in range(c.layers))
+        self.norm = nn.Parameter(torch.full((c.width,), 0.0 if c.gains_from_one else 1.0))
         self.unembedding = (
             None if c.tied or c.head in ("reward", "class") else nn.Parameter(torch.empty(c.vocab_size, c.width))
         )
         self.value_head = nn.Parameter(torch.zeros(1, c.width)) if c.head in ("tokens+value", "reward") else None
         self.class_head = nn.Parameter(torch.empty(c.classes, c.width)) if c.head == "class" else None
+        self.adapter: nn.Module | None = None  # see core/adapting.py
         self._rotary: dict = {}
         self._masks: dict = {}
 
@@ -225,7 +206,8 @@ class Transformer(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
             if parameter.ndim == 1 or name == "value_head":  # gains start at 1, biases and the scalar head at 0
-                torch.nn.init.constant_(parameter, 1.0 if name.endswith("norm") else 0.0)
+                gain = name.endswith("norm") and not self.config.gains_from_one
+                torch.nn.init.constant_(parameter, 1.0 if gain else 0.0)
                 continue
             std = 0.02 / math.sqrt(2 * self.config.layers) if name.endswith(("attention_out", "down")) else 0.02
             with torch.no_grad():
@@ -235,49 +217,99 @@ class Transformer(nn.Module):
     @property
     def head_weight(self) -> Tensor:
         """[V,D] rows that turn a hidden state into logits."""
-        return self.embedding if self.unembedding is None else self.unembedding
+        if self.unembedding is None:
+            return self.embedding_weight
+        return self.unembedding if self.adapter is None else self.adapter.unembedding(self.unembedding)
 
-    def rotary(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """cos and sin tables [length, E/2] float32, kept for the longest length asked for."""
-        key = device
+    @property
+    def embedding_weight(self) -> Tensor:
+        """[V,D] embedding, an adapter's new rows in their places."""
+        return self.embedding if self.adapter is None else self.adapter.embedding(self.embedding)
+
+    def rotary(
+        self, length: int, device: torch.device, kind: Literal["global", "local", "none"] = "global"
+    ) -> tuple[Tensor, Tensor]:
+        """cos and sin tables [length, E/2] float32 of a kind of layer, kept for the longest length asked for."""
+        key = device, kind
         if key not in self._rotary or self._rotary[key][0].shape[0] < length:
-            half = self.config.width // self.config.heads // 2
             rows = max(length, self.config.context_tokens)
             with torch.inference_mode(False):  # generation may ask first, training must be able to use them after
-                frequency = self.config.rope_base ** -(torch.arange(half, dtype=torch.float64) / half)
-                angle = torch.arange(rows, dtype=torch.float64)[:, None] * frequency
-                self._rotary[key] = (angle.cos().float().to(device), angle.sin().float().to(device))
+                cos, sin = rotary_table(self.config, rows, kind)
+                self._rotary[key] = cos.to(device), sin.to(device)
         cos, sin = self._rotary[key]
         return cos[:length], sin[:length]
 
-    def mask(self, tokens: Tensor, doc: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-        """Additive mask [1 or B,1,T,T]: not later positions (if causal), not other documents; None where none is needed."""
+    def rotaries(self, length: int, device: torch.device) -> dict[str, tuple[Tensor, Tensor]]:
+        """rotary() for each kind of layer there is."""
+        return {kind: self.rotary(length, device, kind) for kind in {layer.positions for layer in self.layers}}
+
+    def mask(self, tokens: Tensor, doc: Tensor | None, dtype: torch.dtype, window: int | None = None) -> Tensor | None:
+        """Additive mask [1 or B,1,T,T]: not later positions (if causal), not other documents, not those before the window.
+
+        None where none is needed.
+        """
         length, device = tokens.shape[1], tokens.device
-        if short_attention_serves(tokens, dtype) or (doc is None and (device.type != "cpu" or length > SHORT_TOKENS)):
+        if window is not None and window >= length:
+            window = None
+        if window is None and (
+            short_attention_serves(tokens, dtype) or (doc is None and (device.type != "cpu" or length > SHORT_TOKENS))
+        ):
             return None
         key = (length, dtype, device)
-        mask = self._masks.get(key)
+        mask = self._masks.get((key, window))
         if mask is None:
             hidden = torch.zeros(length, length, dtype=dtype, device=device)
             if self.config.causal:
                 hidden.masked_fill_(torch.ones_like(hidden, dtype=torch.bool).triu_(1), -torch.inf)
+            if window is not None:
+                hidden.masked_fill_(torch.ones_like(hidden, dtype=torch.bool).tril_(-window), -torch.inf)
             mask = hidden[None, None]
-            self._masks = {key: mask}  # the last one only; another thread may be asking for another length
+            # those of the last length only; another thread may be asking for another length
+            self._masks = {k: m for k, m in self._masks.items() if k[0] == key} | {(key, window): mask}
         if doc is None:
             return mask
         return mask.masked_fill(doc[:, None, :, None] != doc[:, None, None, :], -torch.inf)
 
+    def masks(self, tokens: Tensor, doc: Tensor | None, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
+        """mask() of layers that see everything, and of windowed ones."""
+        full, window = self.mask(tokens, doc, dtype), self.config.window
+        return full, full if window is None else self.mask(tokens, doc, dtype, window)
+
+    def embed(self, tokens: Tensor, dtype: torch.dtype) -> Tensor:
+        """tokens [..] -> [..,D] of dtype."""
+        x = functional.embedding(tokens, self.embedding_weight).to(dtype)
+        return x * self.config.width**0.5 if self.config.embedding_scale else x
+
+    def final_norm(self, x: Tensor) -> Tensor:
+        """The norm before the head: [..,D] -> [..,D]."""
+        gain = self.norm + 1.0 if self.config.gains_from_one else self.norm
+        return rms_norm(x, gain, self.config.norm_eps)
+
     def hidden(self, tokens: Tensor, doc: Tensor | None = None) -> Tensor:
         """Final normed states [B,T,D] in compute_dtype of tokens [B,T]."""
+        if self.adapter is not None and self.adapter.virtual:
+            return self.adapter.hidden(self, tokens, doc)
         dtype = self.compute_dtype
-        rotary = self.rotary(tokens.shape[1], tokens.device)
-        mask = self.mask(tokens, doc, dtype)
+        rotary = self.rotaries(tokens.shape[1], tokens.device)
+        masks = self.masks(tokens, doc, dtype)
         if doc is not None:
             doc = doc.int().contiguous()  # the compiled kernels read 32-bit numbers
-        x = functional.embedding(tokens, self.embedding).to(dtype)
+        x = self.embed(tokens, dtype)
         for layer in self.layers:
-            x = layer(x, rotary, mask, doc, self.config.causal)
-        return rms_norm(x, self.norm, self.config.norm_eps)
+            x = layer(x, rotary[layer.positions], masks[layer.windowed], doc, self.config.causal)
+        return self.final_norm(x)
+
+    @property
+    def plain(self) -> bool:
+        """True where a layer is pre-norm attention and SwiGLU, at most with an adapter that merged() can put into its
+        weights: what the fast decoding steps know.
+        """
+        c = self.config
+        return (
+            c.norms == "pre" and c.activation == "silu" and not (c.qk_norm and c.qk_norm_whole)
+            and not (c.out_bias or c.mlp_bias or c.gains_from_one or c.embedding_scale) and c.query_scalar is None
+            and (self.adapter is None or self.adapter.plain)
+        )  # fmt: skip
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..,D] -> [..,V] float32."""
@@ -286,25 +318,11 @@ class Transformer(nn.Module):
     def forward(self, batch: Batch) -> Output:
         """Log-probs at weighted positions only; the scalar and class heads where the config has them."""
         x = self.hidden(batch.tokens, batch.doc)
-        shape = batch.tokens.shape
-        value = classes = entropy = None
+        value = classes = None
         if self.value_head is not None:
-            value = functional.linear(x.float(), self.value_head).squeeze(
-                -1
-            )  # [B,T] float32: scores are compared closely
+            value = functional.linear(x.float(), self.value_head).squeeze(-1)  # [B,T] float32: compared closely
         if self.class_head is not None:
             classes = functional.linear(x.float(), self.class_head)
-        logp = torch.zeros(batch.tokens.numel(), device=x.device)
         if self.config.head in ("reward", "class"):
-            return Output(logp.view(shape), None, value, classes)
-        flat = x.flatten(0, 1)
-        where = batch.weight.flatten().nonzero().squeeze(1)  # [N]
-        want_entropy = batch.want_entropy
-        if len(where) == len(flat):
-            logp, entropy = select_logp(flat, self.head_weight, batch.targets.flatten(), want_entropy)
-        else:
-            picked, spread = select_logp(flat[where], self.head_weight, batch.targets.flatten()[where], want_entropy)
-            logp = logp.index_copy(0, where, picked)
-            if spread is not None:
-                entropy = torch.zeros_like(logp).index_copy(0, where, spread)
-        return Output(logp.view(shape), None if entropy is None else entropy.view(shape), value, classes)
+            return Output(torch.zeros(batch.tokens.shape, device=x.device), None, value, classes)
+        return Output(*weighted_logp(x, self.head_weight, batch), value, classes)

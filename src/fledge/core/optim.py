@@ -8,7 +8,10 @@ import torch
 from torch import Tensor, nn
 
 Schedule = Literal["cosine", "linear", "constant"]
-_EMBEDDINGS = ("embedding", "unembedding", "value_head", "class_head")
+_EMBEDDINGS = (
+    "embedding", "unembedding", "value_head", "class_head",
+    "adapter.prompt", "adapter.embedding_rows", "adapter.unembedding_rows",
+)  # fmt: skip
 
 
 def schedule_factor(progress: float, kind: Schedule, warmup: float, floor: float) -> float:
@@ -42,7 +45,7 @@ class Optimizer:
         matrices = [p for p, n in self.names.items() if p.ndim == 2 and n not in _EMBEDDINGS]
         others = [p for p in self.names if not any(p is m for m in matrices)]
         self.parts: list[torch.optim.Optimizer] = []
-        if kind == "muon":
+        if kind == "muon" and matrices:  # an adapter may have none
             self.parts.append(
                 torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
             )

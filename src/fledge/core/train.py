@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fledge.core import parallel
+from fledge.core.adapting import load_trained, trained_tensors
 from fledge.core.batch import Batch, Source
 from fledge.core.checkpoint import (
     Checkpoint,
@@ -126,7 +127,7 @@ def _accumulate(
 
 
 def _restore(found: Checkpoint, model: Transformer, optimizer: Optimizer, source: Source, guard: Guard) -> None:
-    model.load_state_dict(found.model_tensors())
+    load_trained(model, found.model_tensors())
     tensors = found.optimizer_tensors()
     torch.set_rng_state(tensors.pop("rng/torch"))
     held = {k: tensors.pop(k) for k in list(tensors) if k.startswith(_OF_SOURCE)}
@@ -225,7 +226,7 @@ def train(
                 "log_bytes": log.flush(durably=True),
             }
             return save_checkpoint(
-                out, step, model=model.state_dict(), optimizer=tensors, state=state, card=card, tokenizer=tokenizer
+                out, step, model=trained_tensors(model), optimizer=tensors, state=state, card=card, tokenizer=tokenizer
             )
 
         try:

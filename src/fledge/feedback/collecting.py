@@ -6,7 +6,6 @@ and two raters with one seed judge the same answers.
 
 from __future__ import annotations
 
-import hashlib
 import uuid
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -24,7 +23,7 @@ from fledge.generate.engine import Engine
 from fledge.generate.sampling import Sampling
 from fledge.tasks.base import Example
 from fledge.text.messages import Message
-from fledge.text.template import JINJA, fit_prompt
+from fledge.text.template import fit_prompt
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -124,7 +123,7 @@ def put_checkpoint(store: Store, opened: Opened) -> str:
     step = step_of(opened.path) if opened.path.name.startswith("step-") else 0  # a checkpoint may be kept under any name
     store.put_checkpoint(
         opened.id, opened.card["stage"], step, str(opened.path.resolve()), parent["id"] if parent else None,
-        hashlib.sha256(JINJA.encode()).hexdigest(), sha256(opened.tokenizer.json), opened.card,
+        sha256(opened.tokenizer.format.template.encode()), sha256(opened.tokenizer.json), opened.card,
     )  # fmt: skip
     return opened.id
 

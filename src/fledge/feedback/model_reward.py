@@ -14,7 +14,7 @@ from fledge.core.model import Transformer
 from fledge.feedback.rules import Unit
 from fledge.tasks.base import Example
 from fledge.text.formats import Message
-from fledge.text.template import fit_prompt
+from fledge.text.template import encode_answers, fit_prompt
 from fledge.text.tokenizer import Tokenizer
 
 _BATCH_TOKENS = 8192
@@ -91,9 +91,8 @@ class ModelReward:
     def _rows(self, examples: Sequence[Example], answers: Sequence[str]) -> list[list[int]]:
         limit = self.model.config.context_tokens
         rows = []
-        for example, body in zip(examples, self.tokenizer.encode_batch(answers), strict=True):
+        for example, tail in zip(examples, encode_answers(self.tokenizer, answers), strict=True):
             messages = [Message(m["role"], m["content"]) for m in example.prompt]
-            tail = [*body, self.tokenizer.end]
             prompt, dropped = _fitted(self.tokenizer, messages, limit - len(tail))
             row = prompt + tail
             if len(row) > limit:

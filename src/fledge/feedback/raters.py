@@ -18,7 +18,7 @@ from fledge.feedback.judge import JudgeReward, judge_pairs
 from fledge.feedback.rules import Reward
 from fledge.tasks.base import Example
 from fledge.text.messages import Message
-from fledge.text.template import render_prompt
+from fledge.text.template import answer_beginning, render_prompt
 
 if TYPE_CHECKING:
     from fledge.core.model import Transformer
@@ -209,7 +209,7 @@ class SelfRater:
     def __init__(self, model: Transformer, tokenizer: Tokenizer, name: str = "self"):
         """model: with head "tokens". Raises ValueError where "A" and "B" begin with the same token."""
         self.model, self.tokenizer, self.name = model, tokenizer, name
-        self._letters = [tokenizer.encode(letter)[0] for letter in "AB"]
+        self._letters = [answer_beginning(tokenizer, letter)[0] for letter in "AB"]
         if self._letters[0] == self._letters[1]:
             raise ValueError(f"{name}: the letters A and B begin with one token; this model cannot name an answer")
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from fledge.core.model import Transformer
 from fledge.generate.native_decoder import NativeBatch, NativeDecoder, Packed, serves, useful_slots
 from fledge.generate.sampling import Sampling, uniforms
-from fledge.generate.torch_decoder import TorchBatch, TorchDecoder, TorchRun
+from fledge.generate.torch_decoder import DecodesItself, TorchBatch, TorchDecoder, TorchRun
 
 LogitRule = Callable[[Tensor, Tensor], Tensor]  # (logits [B,V], tokens made so far [B,n], -1 = none) -> logits [B,V]
 
@@ -51,15 +51,22 @@ class Engine:
         """stop_ids: tokens that end an answer. native None: the compiled loop where it serves; False: torch operations.
 
         dtype of weights, products and cache; None: the model's compute_dtype, but float32 in torch operations on a CPU
-        (bfloat16 decodes slower there). Raises ValueError for native=True where the compiled loop cannot serve.
+        (bfloat16 decodes slower there). Raises ValueError for a model that is not causal, and for native=True where the
+        compiled loop cannot serve.
         """
+        if not model.config.causal:
+            raise ValueError(
+                "model.causal = False: a model that sees both ways fills in masked tokens, it cannot write one after another; "
+                "take a causal model"
+            )
         self.model = model
         self.stop_ids = list(stop_ids)
         self.device = model.embedding.device
         self._asked_dtype, self._asked_native, self._packed = dtype, native, Packed()
         if native and not self.native:
             raise ValueError(
-                "native = True: needs a C++ compiler and a causal model with float32 weights on the CPU; set None"
+                "native = True: needs a C++ compiler and a causal model with float32 weights on the CPU, of a kind that "
+                "native_decoder.serves() names; set None"
             )
 
     @property
@@ -95,6 +102,8 @@ class Engine:
         """The weights as they are now, with room for `slots` sequences of `positions`."""
         if self.native:
             return NativeDecoder(self.model, self._packed, self.dtype, slots, positions)
+        if isinstance(self.model, DecodesItself):
+            return self.model.decoder(self.dtype, slots, positions)
         return TorchDecoder(self.model, self.dtype, slots, positions)
 
     def _limits(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> Tensor:

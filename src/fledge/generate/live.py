@@ -3,6 +3,7 @@
 Letters: S slots, n longest answer.
 """
 
+import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -32,10 +33,11 @@ class Live:
     """
 
     @torch.inference_mode()
-    def __init__(self, engine: Engine, slots: int):
+    def __init__(self, engine: Engine, slots: int, positions: int | None = None):
+        """positions: longest prompt and answer together; None takes the model's context, which needs the most memory."""
         if slots < 1:
             raise ValueError(f"slots = {slots}: must be at least 1")
-        self._engine, self._context = engine, engine.model.config.context_tokens
+        self._engine, self._context = engine, min(engine.model.config.context_tokens, positions or sys.maxsize)
         decoder = engine.decoder(slots, self._context)
         make = NativeSlots if isinstance(decoder, NativeDecoder) else TorchSlots
         self._slots = make(decoder, slots, engine.stop_ids)
@@ -56,6 +58,8 @@ class Live:
     def add(self, key: int, prompt: Sequence[int], sampling: Sampling, stream: int = 0) -> None:
         """Start an answer. Raises ValueError for a bad prompt or sampling, a key in use, or no free slot."""
         self._engine.check([prompt], sampling)
+        if len(prompt) >= self._context:
+            raise ValueError(f"the prompt has {len(prompt)} tokens, there are {self._context} positions: give more")
         if key in self._slot:
             raise ValueError(f"key {key} is being written: choose another, or remove it first")
         if not self._free:

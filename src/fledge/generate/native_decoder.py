@@ -98,10 +98,18 @@ def _call(name: str, *arguments, restype=None):
 
 
 def serves(model: Transformer, dtype: torch.dtype) -> bool:
-    """True where the compiled loop can decode this model: a compiler, float32 weights on the CPU, a causal model."""
+    """True where the compiled loop can decode this model: a compiler, float32 weights on the CPU, a causal plain model
+    whose layers all see every position before and turn alike.
+    """
+    c = model.config
     return (
         dtype in _SUFFIX
-        and model.config.causal
+        and c.causal
+        and model.plain
+        and (c.window is None or c.window >= c.context_tokens)
+        and not c.no_rope_layers
+        and c.local_rope_base is None
+        and c.width % 2 == 0  # it reads bfloat16 in pairs
         and all(p.device.type == "cpu" and p.dtype == torch.float32 and p.is_contiguous() for p in model.parameters())
         and native.library("decode") is not None
     )
@@ -152,29 +160,27 @@ class NativeDecoder:
         c, self.dtype = model.config, dtype
         self.suffix, self.vocab = _SUFFIX[dtype], c.vocab_size
         self.weights = sum(p.numel() for p in model.parameters())
-        head_width = c.width // c.heads
         cos, sin = model.rotary(positions, torch.device("cpu"))
         head_name = "embedding" if model.unembedding is None else "unembedding"
         head = packed.get(head_name, model.head_weight, dtype)
-        self._keep: list = [cos, sin, head, *model.parameters()]
+        embedding = model.embedding_weight
+        self._keep: list = [cos, sin, head, embedding, *model.parameters()]
         parts = []
         for i, layer in enumerate(model.layers):
-            parts += [layer.attention_norm, packed.get(f"{i}.qkv", layer.qkv, dtype), layer.qkv_bias]
-            parts += [layer.q_norm, layer.k_norm, packed.get(f"{i}.out", layer.attention_out, dtype), layer.ffn_norm]
-            parts += [
-                packed.get(f"{i}.gate_up", layer.gate_up, dtype, gated=True),
-                packed.get(f"{i}.down", layer.down, dtype),
-            ]
+            norm, qkv, bias, q_norm, k_norm, attention_out, ffn_norm, gate_up, down = layer.plain_parts()
+            parts += [norm, packed.get(f"{i}.qkv", qkv, dtype), bias]
+            parts += [q_norm, k_norm, packed.get(f"{i}.out", attention_out, dtype), ffn_norm]
+            parts += [packed.get(f"{i}.gate_up", gate_up, dtype, gated=True), packed.get(f"{i}.down", down, dtype)]
         self._keep += parts
         self._parts = (_pointer * len(parts))(*(None if t is None else t.data_ptr() for t in parts))
         self.model = _Model(
-            c.layers, c.width, c.heads, c.kv_heads, head_width, c.ffn_width, c.vocab_size, c.norm_eps,
-            *(t.data_ptr() for t in (model.embedding, model.norm, cos, sin, head)), ctypes.addressof(self._parts),
+            c.layers, c.width, c.heads, c.kv_heads, c.head_width, c.ffn_width, c.vocab_size, c.norm_eps,
+            *(t.data_ptr() for t in (embedding, model.norm, cos, sin, head)), ctypes.addressof(self._parts),
         )  # fmt: skip
         room = _up(positions, 16)
         cells = slots * c.layers * c.kv_heads * room
-        self.keys = torch.empty(cells * head_width, dtype=dtype)
-        self.values = torch.empty(cells * _up(head_width, 16), dtype=dtype)
+        self.keys = torch.empty(cells * c.head_width, dtype=dtype)
+        self.values = torch.empty(cells * _up(c.head_width, 16), dtype=dtype)
         self.store = _Store(self.keys.data_ptr(), self.values.data_ptr(), room)
 
     def forward(self, slots: np.ndarray, positions: np.ndarray, tokens: np.ndarray, wanted: np.ndarray) -> Tensor:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fledge.core.adapting import Reference
 from fledge.core.batch import Batch
 from fledge.core.config import Settings
 from fledge.core.model import Transformer
@@ -109,7 +110,7 @@ class Rollouts:
         score: Score,
         config: RolloutConfig,
         *,
-        reference: Transformer | None = None,
+        reference: Transformer | Reference | None = None,
         progress: Progress | None = None,
         identity: str = "",
         stop_ids: Sequence[int] | None = None,
@@ -316,7 +317,7 @@ class Rollouts:
         )
         return batch, place
 
-    def _scored(self, model: Transformer, batch: Batch) -> "_Scored":
+    def _scored(self, model: Transformer | Reference, batch: Batch) -> "_Scored":
         """logp and value [R,T] of every row, cut as the first epoch's steps will be: there the ratio is exactly 1."""
         logp, value = [], []
         with torch.no_grad():

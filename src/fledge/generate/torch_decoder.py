@@ -8,14 +8,22 @@ import time
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
-from fledge.core.kernels import attention, rms_norm
+from fledge.core.kernels import attention
 from fledge.core.model import Transformer
 from fledge.generate.sampling import Sampling, draw
 
 _LOOK_STEPS = {"cpu": 1, "cuda": 8}  # steps between looks at who has stopped: a look waits for the device
+
+
+class DecodesItself(nn.Module):
+    """A model that is not core.model.Transformer and brings a decoder of its own, with what TorchDecoder has."""
+
+    def decoder(self, dtype: torch.dtype, slots: int, positions: int):
+        """Room for `slots` sequences of `positions`."""
+        raise NotImplementedError
 
 
 class TorchDecoder:
@@ -24,29 +32,22 @@ class TorchDecoder:
     def __init__(self, model: Transformer, dtype: torch.dtype, slots: int, positions: int):
         self.model, self.dtype, self.device = model, dtype, model.embedding.device
         c = model.config
-        self.kv_heads, self.size, self.positions = c.kv_heads, c.width // c.heads, positions
+        self.virtual = 0 if model.adapter is None else model.adapter.virtual  # learned positions before every prompt
+        positions += self.virtual
+        self.kv_heads, self.size, self.positions = c.kv_heads, c.head_width, positions
         shape = (c.layers, slots * c.kv_heads, positions, self.size)
         self.keys, self.values = (torch.zeros(shape, dtype=dtype, device=self.device) for _ in range(2))
         self.hidden = torch.full((slots * c.kv_heads, positions, 1), -torch.inf, dtype=dtype, device=self.device)
         self.at = torch.zeros(slots, dtype=torch.long, device=self.device)  # [B] positions a slot has filled
-        cos, sin = model.rotary(positions, self.device)
-        self.cos, self.sin = (
-            torch.cat((cos, cos), 1),
-            torch.cat((-sin, sin), 1),
-        )  # [S,E]: x cos + (x's halves swapped) sin
-        names = (
-            "attention_norm",
-            "qkv",
-            "qkv_bias",
-            "q_norm",
-            "k_norm",
-            "attention_out",
-            "ffn_norm",
-            "gate_up",
-            "down",
-        )
-        self.layers = [[self._cast(getattr(layer, name)) for name in names] for layer in model.layers]
+        self.rotary = model.rotaries(positions, self.device)  # of each kind of layer
+        self.turns = {  # [S,E] each: x cos + (x's halves swapped) sin
+            kind: (torch.cat((cos, cos), 1), torch.cat((-sin, sin), 1)) for kind, (cos, sin) in self.rotary.items()
+        }
+        self.plain = model.plain
+        self.kinds = [(layer.positions, layer.windowed, layer.scale) for layer in model.layers]
+        self.layers = [[self._cast(w) for w in layer.plain_parts()] for layer in model.layers if self.plain]
         self.norm, self.head = self._cast(model.norm), self._cast(model.head_weight)
+        self.embedding = model.embedding_weight
 
     def _cast(self, weight: Tensor | None) -> Tensor | None:
         return None if weight is None else weight.to(self.dtype)  # the weights themselves if they are of this dtype
@@ -58,50 +59,86 @@ class TorchDecoder:
         for row, prompt in enumerate(prompts):
             tokens[row, : len(prompt)] = torch.tensor(prompt)
         tokens, lengths = tokens.to(self.device), torch.tensor([len(p) for p in prompts]).to(self.device)
-        rotary, mask = model.rotary(longest, self.device), model.mask(tokens, None, self.dtype)
-        x = functional.embedding(tokens, model.embedding).to(self.dtype)
+        x = model.embed(tokens, self.dtype)
+        if self.virtual:
+            x, rotary, masks = model.adapter.lead(model, x, None)
+            longest, lengths = longest + self.virtual, lengths + self.virtual
+        else:
+            rotary, masks = model.rotaries(longest, self.device), model.masks(tokens, None, self.dtype)
         for i, layer in enumerate(model.layers):
-            q, k, v = layer.project(x, rotary)
+            q, k, v = layer.project(x, rotary[layer.positions])
+            if "prefix" in layer.adapters:
+                k, v = layer.adapters["prefix"](k, v)
             for cache, new in ((self.keys[i], k), (self.values[i], v)):
                 cache.view(-1, self.kv_heads, self.positions, self.size)[slots, :, :longest] = new[which]
-            y = attention(q, k, v, mask=mask, doc=None, causal=True)  # padding is later than every real token
+            # padding is later than every real token
+            y = attention(q, k, v, mask=masks[layer.windowed], doc=None, causal=True)
             x = layer.finish(x, y)
-        last = x[torch.arange(len(prompts), device=self.device), lengths - 1]
+        last = x[torch.arange(len(prompts), device=self.device), lengths - 1 - longest + x.shape[1]]
         self.at[slots] = lengths[which]
         seen = torch.arange(self.positions, device=self.device) < lengths[which, None]
         hidden = self.hidden.view(-1, self.kv_heads, self.positions)
         hidden[slots] = torch.zeros(seen.shape, dtype=self.dtype, device=self.device).masked_fill_(~seen, -torch.inf)[
             :, None
         ]
-        return model.logits(rms_norm(last, model.norm, model.config.norm_eps))[which]
+        return model.logits(model.final_norm(last))[which]
 
     def step(self, tokens: Tensor, reach: int) -> Tensor:
-        """Append a token [B] to each slot; next logits [B,V] float32. reach: no slot is longer after it."""
+        """Append a token [B] to each slot; next logits [B,V] float32. reach: no slot has more text after it."""
+        reach = min(reach + self.virtual, self.positions)
         rows, eps, at = len(tokens), self.model.config.norm_eps, self.at
         width, size, kv = self.model.config.width, self.size, self.kv_heads
-        cos, sin = self.cos[at][:, None], self.sin[at][:, None]  # [B,1,E]
         place = (torch.arange(rows * kv, device=self.device).view(rows, kv) * self.positions + at[:, None]).flatten()
         self.hidden.view(-1).index_fill_(0, place, 0.0)
-        hidden = self.hidden[:, :reach]
-        x = functional.embedding(tokens, self.model.embedding).to(self.dtype)  # [B,D]
+        hidden = self._hidden(reach)
+        if not self.plain:
+            return self._step_by_blocks(tokens, place, hidden)
+        turns = {kind: (cos[at][:, None], sin[at][:, None]) for kind, (cos, sin) in self.turns.items()}  # [B,1,E]
+        x = functional.embedding(tokens, self.embedding).to(self.dtype)  # [B,D]
         for i, (norm, qkv, bias, q_norm, k_norm, out, ffn_norm, gate_up, down) in enumerate(self.layers):
+            positions, windowed, scale = self.kinds[i]
             heads = functional.linear(functional.rms_norm(x, (width,), norm, eps), qkv, bias).view(rows, -1, size)
             looking, v = heads.split((heads.shape[1] - kv, kv), 1)  # queries and keys [B,H+K,E], values [B,K,E]
             if q_norm is not None:
                 q, k = looking.split((looking.shape[1] - kv, kv), 1)
                 q, k = functional.rms_norm(q, (size,), q_norm, eps), functional.rms_norm(k, (size,), k_norm, eps)
                 looking = torch.cat((q, k), 1)
-            q, k = self._turn(looking, cos, sin).split((looking.shape[1] - kv, kv), 1)
-            self.keys[i].view(-1, size).index_copy_(0, place, k.reshape(-1, size))
-            self.values[i].view(-1, size).index_copy_(0, place, v.reshape(-1, size))
-            keys, values = self.keys[i, :, :reach], self.values[i, :, :reach]  # [B*K,reach,E]
-            q = q.reshape(rows * kv, -1, size).transpose(1, 2)
-            scores = torch.baddbmm(hidden, keys, q, alpha=size**-0.5)  # [B*K,reach,G]: keys first reads memory in order
-            y = torch.bmm(torch.softmax(scores.transpose(1, 2), -1), values)  # [B*K,G,E]
-            x = torch.addmm(x, y.view(rows, width), out.t())
+            q, k = self._turn(looking, *turns[positions]).split((looking.shape[1] - kv, kv), 1)
+            y = self._look(i, place, q, k, v, hidden[windowed], scale)
+            x = torch.addmm(x, y.view(rows, -1), out.t())
             gate, up = functional.linear(functional.rms_norm(x, (width,), ffn_norm, eps), gate_up).chunk(2, -1)
             x = torch.addmm(x, functional.silu(gate).mul_(up), down.t())
         return functional.linear(functional.rms_norm(x, (width,), self.norm, eps), self.head).float()
+
+    def _hidden(self, reach: int) -> tuple[Tensor, Tensor]:
+        """What to add to the scores [B*K,reach,G] of layers that see everything, and of windowed ones."""
+        full, window = self.hidden[:, :reach], self.model.config.window
+        if window is None:
+            return full, full
+        at = self.at[:, None].clamp(max=reach - 1)  # an idle slot may be further; seeing nothing would make it NaN
+        gone = torch.arange(reach, device=self.device) <= at - window  # [B,reach]
+        return full, full.masked_fill(gone.repeat_interleave(self.kv_heads, 0)[..., None], -torch.inf)
+
+    def _look(self, i: int, place: Tensor, q: Tensor, k: Tensor, v: Tensor, hidden: Tensor, scale: float) -> Tensor:
+        """Write keys and values [B,K,E] of layer i to the cache; what queries [B,H,E] find there: [B*K,G,E]."""
+        size, reach = self.size, hidden.shape[1]
+        self.keys[i].view(-1, size).index_copy_(0, place, k.reshape(-1, size))
+        self.values[i].view(-1, size).index_copy_(0, place, v.reshape(-1, size))
+        keys, values = self.keys[i, :, :reach], self.values[i, :, :reach]  # [B*K,reach,E]
+        q = q.reshape(len(place), -1, size).transpose(1, 2)
+        scores = torch.baddbmm(hidden, keys, q, alpha=scale)  # [B*K,reach,G]: keys first reads memory in order
+        return torch.bmm(torch.softmax(scores.transpose(1, 2), -1), values)
+
+    def _step_by_blocks(self, tokens: Tensor, place: Tensor, hidden: tuple[Tensor, Tensor]) -> Tensor:
+        """step() for any kind of block, by the model's own code."""
+        model, rows, at = self.model, len(tokens), self.at
+        rotary = {kind: (cos[at, None, None], sin[at, None, None]) for kind, (cos, sin) in self.rotary.items()}
+        x = model.embed(tokens[:, None], self.dtype)  # [B,1,D]
+        for i, layer in enumerate(model.layers):
+            q, k, v = (part.squeeze(2) for part in layer.project(x, rotary[layer.positions]))
+            y = self._look(i, place, q, k, v, hidden[layer.windowed], 1.0)  # project() has scaled the queries
+            x = layer.finish(x, y.view(rows, -1, 1, self.size))
+        return model.logits(model.final_norm(x[:, 0]))
 
     @staticmethod
     def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

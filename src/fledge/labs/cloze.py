@@ -19,13 +19,12 @@ from fledge.stages.common import Parent
 from fledge.stages.evaluate import rate
 from fledge.world.answers import accepted_answers, exact_match
 from fledge.world.dice import Dice
-from fledge.world.facts import RELATIONS, Fact
+from fledge.world.questions import QUESTION, statement_beginnings
 from fledge.world.relations import LANGUAGES
 from fledge.world.world import World
 
-QUESTION = {"en": "Question: {}\nAnswer:", "zh": "問題：{}\n回答："}
-"""How a question stands in a text; the style "qa" of rephrasing writes the same."""
-_WORDINGS = 2  # of each fact and language
+__all__ = ["QUESTION", "Cloze", "answer_rate", "cloze_rate", "clozes", "completes", "statement_beginnings"]
+
 _CLOZE = Sampling(temperature=0.0, max_tokens=16)
 _ANSWER = Sampling(temperature=0.0, max_tokens=32)
 
@@ -36,13 +35,6 @@ class Cloze(NamedTuple):
     text: str
     value: str
     language: str
-
-
-def statement_beginnings(fact: Fact, language: str) -> list[str]:
-    """The first wordings in which the entity comes before the value, cut before the value."""
-    wordings = RELATIONS[fact.relation].wording(language).statements
-    fitting = [w for w in wordings if "{e}" in w and "{v}" in w and w.index("{e}") < w.index("{v}")]
-    return [w[: w.index("{v}")].format(e=fact.names[language]).rstrip() for w in fitting[:_WORDINGS]]
 
 
 def clozes(world: World, stated: Mapping[tuple[str, str], int]) -> list[Cloze]:

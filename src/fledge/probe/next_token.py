@@ -8,7 +8,7 @@ import torch
 
 from fledge.probe.reading import Likely, Opened, check_context, float32_logits, in_float32, likeliest
 from fledge.text.messages import Message
-from fledge.text.template import render_prompt
+from fledge.text.template import answer_beginning, render_prompt
 from fledge.text.tokenizer import Tokenizer
 
 
@@ -41,8 +41,9 @@ def context_tokens(
         if text or messages:
             raise ValueError("tokens and text or messages: give the ids or the words, not both")
         return list(tokens)
-    start = [tokenizer.bos] if messages is None else render_prompt(tokenizer, messages)
-    return [*start, *tokenizer.encode(text)]
+    if messages is None:
+        return [tokenizer.bos, *tokenizer.encode(text)]
+    return [*render_prompt(tokenizer, messages), *answer_beginning(tokenizer, text)]
 
 
 @torch.no_grad()

@@ -30,6 +30,7 @@ from fledge.serve.requests import Turn, bad, messages_of, text_of
 from fledge.serve.service import Service
 from fledge.stages.common import Parent
 from fledge.text.messages import Message
+from fledge.text.template import encode_answers
 from fledge.text.tokenizer import Tokenizer
 
 T = TypeVar("T")
@@ -234,7 +235,7 @@ def _shift(
 
 def _written(tokenizer: Tokenizer, text: str) -> list[int]:
     """A whole answer in token ids, its end included."""
-    return [*tokenizer.encode(text), tokenizer.end]
+    return encode_answers(tokenizer, [text])[0]
 
 
 @post("/api/shift", status_code=200)

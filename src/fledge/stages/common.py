@@ -12,9 +12,12 @@ import torch
 
 from fledge import __version__
 from fledge.core import native
+from fledge.core.adapters import AdapterConfig
+from fledge.core.adapting import Reference, attach, can_merge, fold, load_trained, trained_tensors
 from fledge.core.batch import Source
-from fledge.core.checkpoint import canonical_json, list_checkpoints, load_checkpoint, write_atomically
+from fledge.core.checkpoint import Checkpoint, canonical_json, list_checkpoints, load_checkpoint, write_atomically
 from fledge.core.config import TrainConfig, differences
+from fledge.core.encoder import build_model
 from fledge.core.log import Bar, say
 from fledge.core.model import ModelConfig, Transformer
 from fledge.core.objectives import Objective
@@ -22,6 +25,8 @@ from fledge.core.optim import Optimizer
 from fledge.core.runtime import choose_device, choose_dtype, release_memory, set_threads
 from fledge.core.train import Hook, StepEvent, train
 from fledge.stages.samples import Prompt, Samples
+from fledge.text.chat_format import ChatFormat
+from fledge.text.sources import MaskedSource
 from fledge.text.tokenizer import Tokenizer
 
 _TIMED_STEPS = 20
@@ -35,6 +40,7 @@ class Parent(NamedTuple):
     id: str
     path: Path
     card: dict[str, Any]
+    base: dict[str, str] | None = None  # what the adapter beside the model sits on; None where there is no adapter
 
     def reference(self) -> dict[str, str]:
         """How a child's card names it."""
@@ -44,18 +50,26 @@ class Parent(NamedTuple):
 def open_model(path: Path | str, *, head: str = "tokens", device: str = "auto", precision: str = "auto") -> Parent:
     """Load a checkpoint (verified); `head` swaps what the model gives, new heads start at zero.
 
-    Raises ValueError when the tokenizer does not fit the embedding.
+    A checkpoint of an adapter opens its base too and becomes part of its weights where it can, else `model.adapter`.
+    Raises ValueError when the tokenizer does not fit the embedding, and where an adapter's base is gone.
     """
     found = load_checkpoint(path)
+    if "adapter" in found.card:
+        return _open_on_base(found, head, device, precision)
     config = msgspec.convert(found.card["model"], ModelConfig)
-    tokenizer = Tokenizer(found.files["tokenizer.json"])
-    if tokenizer.vocab_size != config.vocab_size:
+    tokenizer = tokenizer_of(found)
+    padded = tokenizer.chat_format is not None and tokenizer.vocab_size < config.vocab_size  # as imported models are
+    if tokenizer.vocab_size != config.vocab_size and not padded:
         raise ValueError(
             f"{found.path}: the tokenizer has {tokenizer.vocab_size} tokens, the embedding {config.vocab_size} rows; "
             "use the checkpoint with the tokenizer it was trained with"
         )
-    model = Transformer(msgspec.structs.replace(config, head=head))
+    if "foreign" in found.card.get("imported", {}):
+        return _open_foreign(found, tokenizer, head, device, precision)
+    model = build_model(msgspec.structs.replace(config, head=head))
     tensors = found.model_tensors()
+    if config.architecture == "bert" and head != config.head:  # its other head has layers that cannot start at zero
+        tensors = model.initialise(0).state_dict() | tensors
     fresh = {"value_head", "class_head"} if head != config.head else set()
     for name in fresh & set(dict(model.named_parameters())):
         tensors[name] = torch.zeros_like(model.get_parameter(name))
@@ -65,6 +79,98 @@ def open_model(path: Path | str, *, head: str = "tokens", device: str = "auto", 
     model.to(where).eval()
     model.compute_dtype = choose_dtype(precision, where)
     return Parent(model, tokenizer, found.id, found.path, found.card)
+
+
+def _open_foreign(found: Checkpoint, tokenizer: Tokenizer, head: str, device: str, precision: str) -> Parent:
+    """open_model() of a model that is none of our families."""
+    from fledge.interop.foreign_files import load_foreign  # it needs transformers, nothing else here does
+
+    model, where = load_foreign(found, head), choose_device(device)
+    model.to(where).eval()
+    model.compute_dtype = choose_dtype(precision, where)
+    return Parent(model, tokenizer, found.id, found.path, found.card)
+
+
+def tokenizer_of(found: Checkpoint) -> Tokenizer:
+    """The tokenizer of a checkpoint, an imported one with the chat format that the card holds."""
+    held = found.card.get("chat_format")
+    return Tokenizer(found.files["tokenizer.json"], None if held is None else msgspec.convert(held, ChatFormat))
+
+
+def _base_folder(found: Checkpoint) -> Path:
+    """Where the base of an adapter lies: as its card says, or in a run beside the adapter's, both having moved."""
+    base = found.card["adapter"]["base"]
+    folder = Path(base["path"])
+    beside = found.path.parent.parent.parent / Path(*folder.parts[-3:])  # run/checkpoints/step-N
+    for candidate in (folder, beside):
+        if (candidate / "MANIFEST.json").exists():
+            return candidate
+    raise ValueError(
+        f"{found.path} is an adapter on {folder} ({base['id'][:12]}), which is gone; it is not {beside} either: put the "
+        "base back, it holds the weights"
+    )
+
+
+def _open_on_base(found: Checkpoint, head: str, device: str, precision: str) -> Parent:
+    """open_model() of an adapter's checkpoint."""
+    held, folder = found.card["adapter"], _base_folder(found)
+    opened = open_model(folder, head=head, device=device, precision=precision)
+    if opened.id != held["base"]["id"]:
+        raise ValueError(
+            f"{found.path} is an adapter on {folder} with the weights {held['base']['id'][:12]}, there are now "
+            f"{opened.id[:12]}: put the base back as it was"
+        )
+    if opened.model.adapter is not None:
+        raise ValueError(f"{found.path} is an adapter on {folder}, which is one that cannot be merged: use it alone")
+    model = attach(opened.model, msgspec.convert(held["config"], AdapterConfig))
+    tensors = found.model_tensors()
+    of_heads = {"value_head", "class_head"}
+    stays = trained_tensors(model) if head != found.card["model"]["head"] else {}
+    tensors = {n: t for n, t in tensors.items() if not (stays and n in of_heads)}
+    load_trained(model, tensors | {n: t for n, t in stays.items() if n in of_heads})
+    base = held["base"]
+    if can_merge(model):
+        fold(model)
+        base = None
+    return Parent(model.eval(), tokenizer_of(found), found.id, found.path, found.card, base)
+
+
+def _unseen(parent: Parent) -> list[int]:
+    """Control tokens that this model has read nowhere: their embeddings are as they were drawn, frozen they would stay so."""
+    tokenizer = parent.tokenizer
+    if parent.card["stage"] == "pretrain" and tokenizer.chat_format is None:
+        return sorted((tokenizer.system, tokenizer.user, tokenizer.assistant, tokenizer.end))
+    return sorted(tokenizer.format.added) if parent.card["stage"] == "import" else []
+
+
+def adapted(parent: Parent, config: AdapterConfig | None, seed: int) -> tuple[Parent, Reference | None]:
+    """The parent with the adapter that a recipe asks for, and beside it the model as it is before training.
+
+    The parent alone and None where no adapter is asked for. An adapter that could not become part of the parent's weights is trained on, by the settings it has. Raises ValueError
+    where it is not asked for, or with other settings.
+    """
+    model = parent.model
+    if parent.base is None and config is None:
+        return parent, None
+    if parent.base is None:
+        if config.new_tokens is None:
+            config = msgspec.structs.replace(config, new_tokens=_unseen(parent))
+        attach(model, config, seed)
+        return parent._replace(base=parent.reference()), Reference(model)
+    there = model.adapter
+    if config is None:
+        raise ValueError(
+            f"{parent.path} holds a {there.config.kind} adapter, which cannot become part of the weights: train it further "
+            f"with --adapter {there.config.kind}, or start from its base {parent.base['path']}"
+        )
+    wanted = config if config.new_tokens is not None else msgspec.structs.replace(config, new_tokens=there.config.rows)
+    if changed := differences(there.config, wanted):
+        raise ValueError(
+            f"{parent.path} holds an adapter that is trained further as it is, but it differs in\n  "
+            + "\n  ".join(changed)
+            + f"\nGive it the same settings, or start from its base {parent.base['path']}"
+        )
+    return parent, Reference(model, began_with=True)
 
 
 def read_recipe(run: Path) -> dict[str, Any]:
@@ -181,6 +287,11 @@ def run_stage(
     prompts: what the model is asked now and then, see `samples`; quiet runs ask nothing.
     estimate: False where timing 20 steps costs more than it tells, as with rollouts.
     """
+    if not model.config.causal and model.config.head == "tokens" and not isinstance(source, MaskedSource):
+        raise ValueError(
+            f"{stage}: an encoder such as BERT sees the tokens it would have to predict here; it learns from hidden ones "
+            "(fledge.text.sources.MaskedSource)"
+        )
     release_memory()  # of the stage before
     done = list_checkpoints(out)
     first = int(done[-1].name.split("-")[1]) if done else 0
@@ -188,6 +299,9 @@ def run_stage(
         "stage": stage,
         "parent": parent.reference() if parent else None,
         "model": msgspec.to_builtins(model.config),
+        **_adapter_card(parent),
+        **_imported_card(parent),
+        **({} if tokenizer.chat_format is None else {"chat_format": msgspec.to_builtins(tokenizer.chat_format)}),
         "recipe": recipe["recipe"],
         "data": data,
         "fledge": __version__,
@@ -211,6 +325,18 @@ def run_stage(
     finally:
         if bar:
             bar.close()
+
+
+def _imported_card(parent: Parent | None) -> dict[str, Any]:
+    """What an export of a model that was once imported needs: its family and its own context."""
+    return {"imported": parent.card["imported"]} if parent is not None and "imported" in parent.card else {}
+
+
+def _adapter_card(parent: Parent | None) -> dict[str, Any]:
+    """What a checkpoint that holds only an adapter says of it."""
+    if parent is None or parent.base is None:
+        return {}
+    return {"adapter": {"config": msgspec.to_builtins(parent.model.adapter.config), "base": parent.base}}
 
 
 def rows_of(config: TrainConfig, length: int) -> int:

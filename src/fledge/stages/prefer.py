@@ -9,13 +9,14 @@ import torch
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
+from fledge.core.adapters import AdapterConfig
 from fledge.core.batch import Batch
 from fledge.core.checkpoint import sha256, write_atomically
 from fledge.core.config import Settings, TrainConfig
 from fledge.core.log import say
 from fledge.core.model import Transformer
 from fledge.core.objectives import Objective, dpo, kto, reward_pairs
-from fledge.stages.common import Parent, fix_recipe, open_model, run_stage, with_steps
+from fledge.stages.common import Parent, adapted, fix_recipe, open_model, run_stage, with_steps
 from fledge.stages.samples import questions
 from fledge.text.formats import Pair, Thumb, read_pairs, read_thumbs
 from fledge.text.pairs import PairSource, ThumbSource, answer_rows
@@ -40,11 +41,13 @@ class PreferenceRecipe(Settings, frozen=True, kw_only=True):
     "Encoding of the files where it is not UTF-8."
     skip_bad: int = 0
     "Broken lines to skip in all before it is an error."
+    adapter: AdapterConfig | None = None
+    "Train a small adapter beside the frozen weights instead of all of them."
     train: TrainConfig = TrainConfig(lr=3e-4)
     "Settings of the loop."
 
     def problems(self) -> list[str]:
-        found = self.train.problems()
+        found = self.train.problems() + (self.adapter.problems() if self.adapter else [])
         if not self.epochs > 0:
             found.append(f"epochs = {self.epochs}: must be above 0")
         return found
@@ -160,6 +163,7 @@ def run_reward(recipe: RewardRecipe, quiet: bool = False) -> Path:
     parent = open_model(
         recipe.parent, head="reward", device=recipe.train.device, precision=recipe.train.precision
     )  # fmt: skip
+    parent, _ = adapted(parent, recipe.adapter, recipe.train.seed)
     source, data, _ = _source(recipe, parent, "end")
     fixed = fix_recipe(out, "reward", recipe)
     config = with_steps(recipe.train, recipe.epochs * source.steps_per_epoch())
@@ -216,6 +220,13 @@ def _open_reference(path: str | None, parent: Parent, config: TrainConfig) -> Pa
     return reference
 
 
+def _with_reference(recipe: "DpoRecipe | KtoRecipe", parent: Parent) -> tuple[Parent, Parent]:
+    """The parent with its adapter, and the reference: that same model as it was, or another checkpoint."""
+    reference = _open_reference(recipe.reference, parent, recipe.train)
+    child, before = adapted(parent, recipe.adapter, recipe.train.seed)
+    return child, reference if before is None or reference is not parent else parent._replace(model=before)
+
+
 def _reference_columns(out: Path, reference: Parent, pad: int, **kinds: Sequences) -> dict[str, np.ndarray]:
     """Each kind scored by the reference once; the columns are kept under the hash of exactly these weights and data."""
     content = " ".join(sequences.content for sequences in kinds.values())
@@ -234,7 +245,7 @@ def run_dpo(recipe: DpoRecipe, quiet: bool = False) -> Path:
     """Train by DPO and return the last checkpoint; continues what recipe.out already holds."""
     out = Path(recipe.out)
     parent = open_model(recipe.parent, device=recipe.train.device, precision=recipe.train.precision)
-    reference = _open_reference(recipe.reference, parent, recipe.train)
+    parent, reference = _with_reference(recipe, parent)
     source, data, pairs = _source(recipe, parent, "answers")
     fixed = fix_recipe(out, "dpo", recipe)
     source.ref_logp = _reference_columns(out, reference, source.pad, logp=source.sequences)["logp"]
@@ -295,7 +306,7 @@ def run_kto(recipe: KtoRecipe, quiet: bool = False) -> Path:
     """Train by KTO and return the last checkpoint; continues what recipe.out already holds."""
     out, config = Path(recipe.out), recipe.train
     parent = open_model(recipe.parent, device=config.device, precision=config.precision)
-    reference = _open_reference(recipe.reference, parent, config)
+    parent, reference = _with_reference(recipe, parent)
     rejects = Rejects()
     votes = list(read_thumbs(recipe.votes, encoding=recipe.encoding, skip_bad=recipe.skip_bad, rejects=rejects))
     require_some(len(votes), recipe.votes, rejects, "votes")

@@ -14,6 +14,7 @@ from fledge.core.objectives import weighted_nll
 from fledge.stages.common import fix_recipe, open_model, rows_of, run_stage, with_steps
 from fledge.stages.mixing import mix, mixture_problems, shares
 from fledge.stages.samples import beginnings, stored_texts
+from fledge.text.chat_format import ChatFormat
 from fledge.text.periodic import FEWEST_REPEATS
 from fledge.text.readers import Rejects, read_documents
 from fledge.text.sources import DocumentSource, TokenStore
@@ -101,7 +102,9 @@ def prepare(recipe: PretrainRecipe, out: Path) -> Prepared:
         with one_at_a_time(folder):  # ranks share the store; a second trainer must not pull it away from the first
             if not (folders[-1] / "store.json").exists():
                 _make_stores(recipe, folder, folders)
-    tokenizer = Tokenizer.load(folder / "tokenizer.json")
+    form = folder / "chat_format.json"  # beside the tokenizer of an imported model
+    held = msgspec.json.decode(form.read_bytes(), type=ChatFormat) if form.exists() else None
+    tokenizer = Tokenizer.load(folder / "tokenizer.json", held)
     rejected = msgspec.json.decode((folder / "rejects.json").read_bytes())
     return Prepared(tokenizer, [TokenStore.open(f, tokenizer) for f in folders], rejected)
 
@@ -130,6 +133,8 @@ def _make_stores(recipe: PretrainRecipe, folder: Path, folders: list[Path]) -> N
                 yield text
 
     tokenizer = open_model(recipe.parent).tokenizer if recipe.parent else learn_tokenizer(samples(), recipe.vocab_size)
+    if tokenizer.chat_format is not None:
+        write_atomically(folder / "chat_format.json", msgspec.json.encode(tokenizer.chat_format))
     write_atomically(folder / "tokenizer.json", tokenizer.json)
     rejects, apart = Rejects(), []
 

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
+from fledge.core.adapters import AdapterConfig
 from fledge.core.checkpoint import list_checkpoints, sha256, step_of
 from fledge.core.config import Settings, TrainConfig
 from fledge.core.log import say
@@ -16,7 +17,7 @@ from fledge.core.policy import Baseline, policy_gradient
 from fledge.feedback.rewards import Reward, take_scale, unscaled
 from fledge.generate.rollout import Divisor, KlUse, RolloutConfig, Rollouts, Shaping
 from fledge.generate.sampling import Sampling
-from fledge.stages.common import Parent, fix_recipe, open_model, run_stage
+from fledge.stages.common import Parent, adapted, fix_recipe, open_model, run_stage
 from fledge.stages.evaluate import ask, messages_of, sample_of
 from fledge.stages.observer import LOOKING, Looking, Observer, Questions
 from fledge.stages.reinforce_page import write_page
@@ -103,11 +104,13 @@ class ReinforceRecipe(Settings, frozen=True, kw_only=True):
     "Rounds of new prompts in place of those whose answers all score the same."
     cut_penalty: float = 1.0
     "Taken off the reward of an answer that did not end by itself."
+    adapter: AdapterConfig | None = None
+    "Train a small adapter beside the frozen weights instead of all of them."
     train: TrainConfig = TrainConfig(steps=200, lr=1e-4, schedule="constant", batch_tokens=65536, weight_decay=0.0)
     "Settings of the loop; a rollout larger than batch_tokens is cut into several steps."
 
     def problems(self) -> list[str]:
-        found = self.train.problems()
+        found = self.train.problems() + (self.adapter.problems() if self.adapter else [])
         if self.train.steps is None:
             found.append("train.steps = none: must be set; a rollout takes epochs steps")
         if (self.task is None) == (not self.prompts):
@@ -242,9 +245,11 @@ def run(
             f"{config.minibatches} steps: set clip = [0.2, 0.2], or epochs = 1 and train.batch_tokens to at least "
             f"{recipe.prompts_per_update * recipe.group_size * positions}"
         )
-    reference = None if config.kl == "off" else open_model(recipe.parent, **where).model
-    if reference is not None:
-        reference.requires_grad_(False)
+    parent, reference = adapted(parent, recipe.adapter, recipe.train.seed)
+    if config.kl == "off":
+        reference = None
+    elif reference is None:
+        reference = open_model(recipe.parent, **where).model.requires_grad_(False)
     source = Rollouts(
         parent.model, parent.tokenizer, questions.tokens, _scorer(questions.train, questions.reward), config,
         reference=reference, progress=_progress(questions), identity=questions.identity,

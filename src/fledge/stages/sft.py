@@ -2,15 +2,16 @@
 
 from pathlib import Path
 
+from fledge.core.adapters import AdapterConfig
 from fledge.core.config import Settings, TrainConfig
 from fledge.core.log import say
 from fledge.core.objectives import weighted_nll
-from fledge.stages.common import fix_recipe, open_model, rows_of, run_stage, with_steps
+from fledge.stages.common import adapted, fix_recipe, open_model, rows_of, run_stage, with_steps
 from fledge.stages.samples import questions
-from fledge.text.formats import read_chats
+from fledge.text.formats import Chat
 from fledge.text.readers import Rejects, require_some
+from fledge.text.segments import read_trainable, render_trainable
 from fledge.text.sources import ChatSource, Sequences
-from fledge.text.template import render_chats
 
 
 class SftRecipe(Settings, frozen=True, kw_only=True):
@@ -21,7 +22,7 @@ class SftRecipe(Settings, frozen=True, kw_only=True):
     parent: str
     "Checkpoint or run to start from."
     chats: list[str]
-    "Conversations: JSONL as messages, sharegpt, alpaca, prompt/completion or question/answer; also .gz."
+    "Conversations in any accepted shape (messages, sharegpt, alpaca, ...), template-free rows, rows of tokens."
     epochs: float = 4.0
     "Times to read the conversations where train.steps is not set."
     fresh: bool = False
@@ -30,6 +31,8 @@ class SftRecipe(Settings, frozen=True, kw_only=True):
     "Encoding of the files where it is not UTF-8."
     skip_bad: int = 0
     "Broken lines to skip in all before it is an error."
+    adapter: AdapterConfig | None = None
+    "Train a small adapter beside the frozen weights instead of all of them."
     train: TrainConfig = TrainConfig(lr=1e-3)
     "Settings of the loop."
 
@@ -37,6 +40,10 @@ class SftRecipe(Settings, frozen=True, kw_only=True):
         found = self.train.problems()
         if not self.epochs > 0:
             found.append(f"epochs = {self.epochs}: must be above 0")
+        if self.adapter:
+            found += self.adapter.problems()
+            if self.fresh:
+                found.append("fresh with an adapter: random weights would stay frozen; leave one of them out")
         if not self.chats:
             found.append("chats: empty; name at least one file")
         return found
@@ -46,12 +53,13 @@ def run(recipe: SftRecipe, quiet: bool = False) -> Path:
     """Train and return the last checkpoint; continues what recipe.out already holds."""
     out = Path(recipe.out)
     parent = open_model(recipe.parent)
+    parent, _ = adapted(parent, recipe.adapter, recipe.train.seed)
     fixed = fix_recipe(out, "sft", recipe)
     rejects = Rejects()
-    chats = list(read_chats(recipe.chats, encoding=recipe.encoding, skip_bad=recipe.skip_bad, rejects=rejects))
+    chats = list(read_trainable(recipe.chats, encoding=recipe.encoding, skip_bad=recipe.skip_bad, rejects=rejects))
     require_some(len(chats), recipe.chats, rejects, "conversations")
     length = parent.model.config.context_tokens
-    sequences = Sequences(render_chats(parent.tokenizer, chats), limit=length + 1)
+    sequences = Sequences(render_trainable(parent.tokenizer, chats), limit=length + 1)
     if rejects.total:
         say(f"chats: {rejects.summary()}")
     if sequences.cut:
@@ -68,7 +76,7 @@ def run(recipe: SftRecipe, quiet: bool = False) -> Path:
         "chats": len(sequences), "cut": sequences.cut, "dropped": sequences.dropped,
         "rejected": rejects.as_dict(), "sha256": sequences.content,
     }  # fmt: skip
-    asked = questions(parent.tokenizer, [c.messages[:-1] for c in chats], length)
+    asked = questions(parent.tokenizer, [c.messages[:-1] for c in chats if isinstance(c, Chat)], length)
     return run_stage(
         "sft", parent.model, parent.tokenizer, source, weighted_nll, config,
         out=out, recipe=fixed, parent=None if recipe.fresh else parent, data=data,

@@ -5,9 +5,10 @@ from collections.abc import Iterator
 
 from fledge.core.config import Settings
 from fledge.stages.common import open_model
-from fledge.text.formats import Chat, read_chats
+from fledge.text.formats import Chat
 from fledge.text.readers import Rejects, require_some
-from fledge.text.template import Rendered, render_chats
+from fledge.text.segments import Segments, Tokens, Trainable, read_trainable, render_trainable
+from fledge.text.template import Rendered
 from fledge.text.tokenizer import Tokenizer
 
 
@@ -15,7 +16,7 @@ class ShowOptions(Settings, frozen=True, kw_only=True):
     """Show which tokens of conversations are trained."""
 
     chats: str
-    "Conversations in any accepted shape."
+    "Conversations in any accepted shape, template-free rows, or rows of tokens."
     model: str | None = None
     "Run or checkpoint whose tokenizer is used; None learns a small one from the file."
     first: int = 5
@@ -31,10 +32,13 @@ def token_view(tokenizer: Tokenizer, rendered: Rendered) -> Iterator[tuple[str, 
         yield tokenizer.token_text(token), weight > 0
 
 
-def _tokenizer(options: ShowOptions, chats: list[Chat]) -> Tokenizer:
+def _tokenizer(options: ShowOptions, chats: list[Trainable]) -> Tokenizer:
     if options.model:
         return open_model(options.model).tokenizer
-    return Tokenizer.train((m.content for c in chats for m in c.messages), 1024)
+    if held := next((c.source for c in chats if isinstance(c, Tokens)), None):
+        raise ValueError(f"{held} holds tokens: say with --model whose tokenizer made them")
+    said = [m.content for c in chats if isinstance(c, Chat) for m in c.messages]
+    return Tokenizer.train([*said, *(text for c in chats if isinstance(c, Segments) for text, _ in c.parts)], 1024)
 
 
 def run(options: ShowOptions) -> None:
@@ -43,11 +47,11 @@ def run(options: ShowOptions) -> None:
     from rich.text import Text
 
     rejects = Rejects()
-    chats = list(itertools.islice(read_chats([options.chats], rejects=rejects), options.first))
+    chats = list(itertools.islice(read_trainable([options.chats], rejects=rejects), options.first))
     require_some(len(chats), [options.chats], rejects, "conversations")
     tokenizer = _tokenizer(options, chats)
     out = Console(highlight=False)
-    for chat, rendered in zip(chats, render_chats(tokenizer, chats), strict=True):
+    for chat, rendered in zip(chats, render_trainable(tokenizer, chats), strict=True):
         line = Text()
         for i, (text, trained) in enumerate(token_view(tokenizer, rendered)):
             shade = (

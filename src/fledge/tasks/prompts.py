@@ -8,15 +8,13 @@ import os
 from typing import Any
 
 from fledge.tasks.base import Example, known_split
-from fledge.text.files import Row, RowRejected, brief
-from fledge.text.messages import check_content, check_order, read_turns, text_field, typed
-from fledge.text.readers import Paths, Rejects, keys_seen, kind_of, read_rows, require_some
+from fledge.text.files import Row, RowRejected
+from fledge.text.prompt_rows import prompt_of
+from fledge.text.readers import Paths, Rejects, keys_seen, read_rows, require_some
 from fledge.world.gold import in_language
 
 HELD_OUT_EVERY = 10
 """One row in ten, told by the hash of its content, is for tests."""
-ANSWER_KEYS = ("answer", "answers", "ground_truth")
-_OTHER_KEYS = ("prompt", "system", "reward_model", *ANSWER_KEYS)
 
 
 def exact(example: Example, answer: str) -> float:
@@ -33,11 +31,11 @@ def exact(example: Example, answer: str) -> float:
 
 
 class PromptFile:
-    """Rows {"prompt": text or messages, "system"?, "answer"?, ...} from .jsonl, .json and .parquet files, also packed.
+    """Rows {"prompt": text or messages, "system"?, "answer"?, ...} from .jsonl, .json, .parquet and .arrow files.
 
-    Accepted answers are read from `answer`, `answers`, `ground_truth` or verl's `reward_model.ground_truth` (text, a
-    number or a list of them). Every other column goes to `Example.meta`. One row in ten, chosen by the hash of its
-    content, is held out for tests; of 10 rows or more at least one is, of fewer none.
+    `text/prompt_rows.py` says which other shapes are read, and where accepted answers are found. Every other column goes
+    to `Example.meta`. One row in ten, chosen by the hash of its content, is held out for tests; of 10 rows or more at
+    least one is, of fewer none.
     """
 
     def __init__(self, paths: Paths, *, encoding: str | None = None, skip_bad: int | None = None):
@@ -52,7 +50,7 @@ class PromptFile:
         rows = read_rows(paths, encoding=encoding, skip_bad=skip_bad, rejects=self.rejects, columns=frozenset())
         for source, row in rows:
             try:
-                example = _example({key: value for key, value in row.items() if value is not None})
+                example = _example({key: value for key, value in row.items() if value is not None}, source)
                 if example.id in found:
                     raise RowRejected("the same prompt and answers again", example.prompt[-1]["content"])
             except RowRejected as error:
@@ -84,39 +82,14 @@ def held_out(examples: list[Example]) -> dict[str, list[Example]]:
     return {"train": [e for e in examples if e.id not in test], "test": [e for e in examples if e.id in test]}
 
 
-def _example(row: Row) -> Example:
-    if "prompt" not in row:
-        raise RowRejected("no `prompt` field")
-    messages = read_turns(row["prompt"], "user", "prompt")
-    if "system" in row and text_field(row, "system").strip():
-        messages = [*read_turns(row["system"], "system", "system"), *messages]
-    check_order(messages)
-    check_content(messages)
-    if messages[-1].role != "user":
-        raise RowRejected("prompt does not end with a user message", f"last is by {messages[-1].role}")
-    prompt = [{"role": m.role, "content": m.content} for m in messages]
-    answers = _answers(row)
+def _example(row: Row, source: str) -> Example:
+    found = prompt_of(row, source)
+    prompt = [{"role": m.role, "content": m.content} for m in found.messages]
     return Example(
-        id=content_id(prompt, answers),
+        id=content_id(prompt, found.answers),
         prompt=prompt,
-        answers=answers,
+        answers=found.answers,
         kind="prompt",
-        language="zh" if in_language(messages[-1].content, "zh") else "en",
-        meta={key: value for key, value in row.items() if key not in _OTHER_KEYS},
+        language="zh" if in_language(found.messages[-1].content, "zh") else "en",
+        meta=found.meta,
     )
-
-
-def _answers(row: Row) -> tuple[str, ...]:
-    held = [(key, row[key]) for key in ANSWER_KEYS if key in row]
-    if "reward_model" in row:
-        truth = typed(row["reward_model"], dict, "reward_model").get("ground_truth")
-        held += [] if truth is None else [("reward_model.ground_truth", truth)]
-    found: list[str] = []
-    for key, value in held:
-        for one in value if isinstance(value, list) else [value]:
-            if isinstance(one, bool) or not isinstance(one, str | int | float):
-                raise RowRejected("an answer is neither text nor a number", f"{key} is {kind_of(one)}: {brief(one)}")
-            if not str(one).strip():
-                raise RowRejected("empty answer", f"{key} is {brief(value)}")
-            found.append(str(one))
-    return tuple(dict.fromkeys(found))

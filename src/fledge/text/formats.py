@@ -6,14 +6,18 @@ The shape is told by the keys of each row, in this order (null counts as absent)
                                         `tie` (true/false) says that neither is better
     conversation_a + conversation_b     a pair: `winner` is model_a, model_b, tie or "tie (bothbad)" (Chatbot Arena)
     label (true/false) or kto_tag       a vote: any of the chats below, and whether its last answer was liked
-    completions + labels, ground_truth or reward_model      other kinds: rejected here
+    completions + labels                a stepwise row: see `stepwise.py`, rejected here
+    ground_truth or reward_model        a prompt to practise on: see `prompt_rows.py`, rejected here
     messages                            a chat: [{role, content}]
     conversations                       a chat: [{from, value}] (sharegpt) or [{role, content}]
     instruction                         a chat: instruction, input?, output, history? [[user, assistant]] (alpaca)
     prompt + completion                 a chat: strings or message lists
     question + answer                   a chat: strings (gsm8k)
+    segments; input_ids                 template-free rows and tokens: see `segments.py`, rejected here
 
-Any of them may have a `system` string. A message's content is a string or a list of {type: "text", text}.
+Votes in the logs of FastChat and of open-instruct's human_eval are read as such: see `dialects.py`.
+Any of them may have a `system` string. A message's content is a string or a list of {type: "text", text}; what a tool
+was asked and said is rejected, or with tools="text" written out: see `tools.py`.
 A pair serves as two votes, its chosen answer liked and its rejected one disliked; a tie as none.
 A row that breaks a rule is dropped and counted with its reason; text itself is never repaired or trimmed, save that
 hh dialogues ("\\n\\nHuman: ...\\n\\nAssistant: ...") lose the spaces around each turn, which belong to their markup.
@@ -29,6 +33,8 @@ from typing import TypeVar
 
 import msgspec
 
+from fledge.text.dialects import COLUMNS as LOG_COLUMNS
+from fledge.text.dialects import plain_row
 from fledge.text.files import Row, RowRejected, brief
 from fledge.text.messages import (
     Message,
@@ -42,14 +48,24 @@ from fledge.text.messages import (
     typed,
 )
 from fledge.text.readers import Paths, Rejects, keys_seen, kind_of, read_rows
+from fledge.text.tools import Policy, without_tools
 
 Item = TypeVar("Item")
 
 _COLUMN_NAMES = (
     "chosen rejected margin tie conversation_a conversation_b winner label kto_tag completions labels ground_truth "
-    "reward_model messages conversations instruction input output history system prompt completion question answer text"
+    "reward_model messages conversations instruction input output history system prompt completion question answer text "
+    "tools segments input_ids attention_mask"
 )
-COLUMNS = frozenset(_COLUMN_NAMES.split())
+COLUMNS = frozenset(_COLUMN_NAMES.split()) | LOG_COLUMNS
+
+_OTHER_SHAPES = (
+    ("segments", "template-free row"),
+    ("input_ids", "row of tokens"),
+    ("completions", "answers without a vote"),
+    ("prompt", "prompt without an answer"),
+    ("text", "plain text row"),
+)
 
 _HH_TURN = re.compile(r"\n\n(Human|Assistant):")
 
@@ -85,33 +101,48 @@ class Thumb(msgspec.Struct, frozen=True):
 
 
 def read_chats(
-    paths: Paths, *, encoding: str | None = None, skip_bad: int | None = None, rejects: Rejects | None = None
+    paths: Paths,
+    *,
+    encoding: str | None = None,
+    skip_bad: int | None = None,
+    rejects: Rejects | None = None,
+    tools: Policy = "reject",
 ) -> Iterator[Chat]:
-    """Stream the chats of .jsonl, .json and .parquet files (also .gz, .zst) and of folders.
+    """Stream the chats of .jsonl, .json, .parquet and .arrow files (also packed), of folders and of rows in memory.
 
     Rows that cannot be used are dropped and counted in `rejects`. Raises as `readers.read_documents` does.
     """
-    return _read(_chat, paths, encoding, skip_bad, rejects)
+    return read_parsed(chat_of, paths, encoding, skip_bad, rejects, tools)
 
 
 def read_pairs(
-    paths: Paths, *, encoding: str | None = None, skip_bad: int | None = None, rejects: Rejects | None = None
+    paths: Paths,
+    *,
+    encoding: str | None = None,
+    skip_bad: int | None = None,
+    rejects: Rejects | None = None,
+    tools: Policy = "reject",
 ) -> Iterator[Pair]:
-    """Stream the preference pairs of .jsonl, .json and .parquet files (also .gz, .zst) and of folders.
+    """Stream the preference pairs of files, folders and rows in memory, as `read_chats` does.
 
     Rows that cannot be used are dropped and counted in `rejects`. Raises as `readers.read_documents` does.
     """
-    return _read(_pair, paths, encoding, skip_bad, rejects)
+    return read_parsed(pair_of, paths, encoding, skip_bad, rejects, tools)
 
 
 def read_thumbs(
-    paths: Paths, *, encoding: str | None = None, skip_bad: int | None = None, rejects: Rejects | None = None
+    paths: Paths,
+    *,
+    encoding: str | None = None,
+    skip_bad: int | None = None,
+    rejects: Rejects | None = None,
+    tools: Policy = "reject",
 ) -> Iterator[Thumb]:
-    """Stream the single votes of .jsonl, .json and .parquet files (also .gz, .zst) and of folders; a pair gives two.
+    """Stream the single votes of files, folders and rows in memory, as `read_chats` does; a pair gives two.
 
     Rows that cannot be used, ties among them, are dropped and counted in `rejects`. Raises as `readers.read_documents`.
     """
-    return chain.from_iterable(_read(_thumbs, paths, encoding, skip_bad, rejects))
+    return chain.from_iterable(read_parsed(thumbs_of, paths, encoding, skip_bad, rejects, tools))
 
 
 def to_row(item: Chat | Pair | Thumb) -> Row:
@@ -138,30 +169,39 @@ def _plain(message: Message) -> dict[str, str]:
     return {"role": message.role, "content": message.content}
 
 
-def _read(
+def read_parsed(
     parse: Callable[[Row, str], Item],
     paths: Paths,
     encoding: str | None,
     skip_bad: int | None,
     rejects: Rejects | None,
+    tools: Policy,
 ) -> Iterator[Item]:
+    """Stream what `parse` makes of each row, nulls left out; those it raises RowRejected for are counted."""
     rejects = Rejects() if rejects is None else rejects
     rows = read_rows(paths, encoding=encoding, skip_bad=skip_bad, rejects=rejects, columns=COLUMNS)
-    return _parsed(parse, rows, rejects)
+    return _parsed(parse, rows, rejects, tools)
 
 
-def _parsed(parse: Callable[[Row, str], Item], rows: Iterable[tuple[str, Row]], rejects: Rejects) -> Iterator[Item]:
+def _parsed(
+    parse: Callable[[Row, str], Item], rows: Iterable[tuple[str, Row]], rejects: Rejects, tools: Policy
+) -> Iterator[Item]:
     for source, row in rows:
         try:
-            item = parse({key: value for key, value in row.items() if value is not None}, source)
+            item = parse(usual_row(row, tools), source)
         except RowRejected as error:
             rejects.add(source, error.reason, error.sample or keys_seen(row))
         else:
             yield item
 
 
-def _shape(row: Row) -> str:
-    """The kind of row, by its keys; the order settles what several fit."""
+def usual_row(row: Row, tools: Policy) -> Row:
+    """`row` without nulls, logs of other projects and tools turned into what is read here. Raises RowRejected."""
+    return without_tools(plain_row({key: value for key, value in row.items() if value is not None}), tools)
+
+
+def shape_of(row: Row) -> str:
+    """The kind of a row without nulls, by its keys; the order settles what several fit."""
     if "chosen" in row and "rejected" in row:
         return "preference pair"
     if "conversation_a" in row and "conversation_b" in row:
@@ -178,20 +218,20 @@ def _shape(row: Row) -> str:
     for shape in (("prompt", "completion"), ("question", "answer")):
         if shape[0] in row and shape[1] in row:
             return "+".join(shape)
-    for key, kind in (("prompt", "prompt without an answer"), ("text", "plain text row")):
+    for key, kind in _OTHER_SHAPES:
         if key in row:
             return kind
     return "unknown shape"
 
 
-def _chat(row: Row, source: str) -> Chat:
-    shape = _shape(row)
+def chat_of(row: Row, source: str) -> Chat:
+    shape = shape_of(row)
     if shape in ("messages", "conversations"):
         messages = read_messages(row[shape], shape)
     elif shape == "instruction":
         if "output" not in row:
             raise RowRejected("instruction without an output")
-        messages = [*_alpaca_prompt(row), Message("assistant", text_field(row, "output"))]
+        messages = [*alpaca_prompt(row), Message("assistant", text_field(row, "output"))]
     elif shape == "prompt+completion":
         messages = [
             *read_turns(row["prompt"], "user", "prompt"),
@@ -201,7 +241,7 @@ def _chat(row: Row, source: str) -> Chat:
         messages = [Message("user", text_field(row, "question")), Message("assistant", text_field(row, "answer"))]
     else:
         raise RowRejected(shape if shape == "unknown shape" else f"{shape}, not a chat")
-    messages = [*_system(row), *messages]
+    messages = [*system_of(row), *messages]
     check_order(messages)
     if messages[-1].role != "assistant":
         raise RowRejected("chat does not end with an assistant message", f"last is {show(messages[-1])}")
@@ -209,11 +249,11 @@ def _chat(row: Row, source: str) -> Chat:
     return Chat(tuple(messages), source)
 
 
-def _pair(row: Row, source: str) -> Pair:
-    shape = _shape(row)
+def pair_of(row: Row, source: str) -> Pair:
+    shape = shape_of(row)
     if shape not in ("preference pair", "arena battle"):
         raise RowRejected(shape if shape == "unknown shape" else f"{shape}, not a preference pair")
-    system = _system(row)
+    system = system_of(row)
     sides, tie = _arena_sides(row) if shape == "arena battle" else (_both_sides(row), _tie(row))
     chosen, rejected = ([*system, *messages] for messages in sides)
     for name, messages in (("chosen", chosen), ("rejected", rejected)):
@@ -245,11 +285,11 @@ def _tie(row: Row) -> bool:
     return typed(row.get("tie", False), bool, "tie")
 
 
-def _thumbs(row: Row, source: str) -> list[Thumb]:
+def thumbs_of(row: Row, source: str) -> list[Thumb]:
     """The votes of one row: one, or two where it is a pair."""
-    shape = _shape(row)
+    shape = shape_of(row)
     if shape in ("preference pair", "arena battle"):
-        pair = _pair(row, source)
+        pair = pair_of(row, source)
         if pair.tie:
             raise RowRejected("tie: it says of neither answer whether it was liked", brief(pair.chosen))
         return [
@@ -260,7 +300,7 @@ def _thumbs(row: Row, source: str) -> list[Thumb]:
     votes = {typed(row[key], bool, key) for key in ("label", "kto_tag") if key in row}
     if len(votes) > 1:
         raise RowRejected("label and kto_tag disagree", f"label is {row['label']}, kto_tag is {row['kto_tag']}")
-    chat = _chat({key: value for key, value in row.items() if key not in ("label", "kto_tag")}, source)
+    chat = chat_of({key: value for key, value in row.items() if key not in ("label", "kto_tag")}, source)
     return [Thumb(chat.messages[:-1], chat.messages[-1].content, votes.pop(), source)]
 
 
@@ -275,7 +315,7 @@ def _both_sides(row: Row) -> list[list[Message]]:
     elif "conversations" in row:
         prompt = read_messages(row["conversations"], "conversations")
     elif "instruction" in row:
-        prompt = _alpaca_prompt(row)
+        prompt = alpaca_prompt(row)
     elif kinds == {"string"}:
         return [_hh_turns(value, name) for name, value in sides]
     elif kinds == {"list"}:
@@ -304,7 +344,7 @@ def _hh_turns(text: str, name: str) -> list[Message]:
     return [Message(roles[who], said.strip()) for who, said in zip(turns[::2], turns[1::2], strict=True)]
 
 
-def _alpaca_prompt(row: Row) -> list[Message]:
+def alpaca_prompt(row: Row) -> list[Message]:
     """History, then the instruction with its input on a line of its own, as LLaMA-Factory joins them."""
     messages = []
     history = typed(row.get("history", []), list, "history")
@@ -316,7 +356,7 @@ def _alpaca_prompt(row: Row) -> list[Message]:
     return [*messages, Message("user", "\n".join(part for part in parts if part.strip()))]
 
 
-def _system(row: Row) -> list[Message]:
+def system_of(row: Row) -> list[Message]:
     """The row's own `system` field; datasets write "" where there is none."""
     text = text_field(row, "system") if "system" in row else ""
     return [Message("system", text)] if text.strip() else []

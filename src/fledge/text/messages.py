@@ -22,7 +22,8 @@ ROLES: dict[str, Role] = {
 }
 TOOL_ROLES = frozenset({"tool", "function", "observation", "function_call", "tool_call", "tool_response"})
 # fields of a message that carry more than its content: dropping them would teach half an answer
-UNREAD_FIELDS = ("tool_calls", "function_call", "reasoning_content")
+UNREAD_FIELDS = ("tool_calls", "function_call", "reasoning_content", "tools")
+AS_TEXT = "`fledge convert --tools text` writes it as text"
 
 
 class Message(msgspec.Struct, frozen=True):
@@ -52,12 +53,14 @@ def read_message(value: Any, name: str) -> Message:
         raise RowRejected("message without a role", keys_seen(value))
     role = typed(value[role_key], str, role_key)
     if role in TOOL_ROLES:
-        raise RowRejected("tool or function messages are not supported", f"role is {role!r}")
+        raise RowRejected(f"tool or function messages are not supported as they are: {AS_TEXT}", f"role is {role!r}")
     if role not in ROLES:
         raise RowRejected("unknown role", f"{brief(role)}, known are {', '.join(ROLES)}")
     for field in UNREAD_FIELDS:
         if value.get(field):
-            raise RowRejected(f"message with {field}, which is not supported", brief(value[field]))
+            raise RowRejected(f"message with {field}, which is not supported as it is: {AS_TEXT}", brief(value[field]))
+    if ROLES[role] == "assistant" and (value.get("weight") == 0 or value.get("train") is False):
+        raise RowRejected("message marked as not trained (weight 0 or train false), which is not supported")
     return Message(ROLES[role], read_content(value.get(content_key), content_key))
 
 
@@ -66,7 +69,8 @@ def read_content(value: Any, name: str) -> str:
         return typed(value, str, name)
     for part in value:
         if typed(part, dict, f"a part of {name}").get("type") != "text":
-            raise RowRejected("content part that is not text", f"type is {brief(part.get('type'))}")
+            hint = f"; {AS_TEXT}" if part.get("type") in ("python", "python_output") else ""
+            raise RowRejected(f"content part that is not text{hint}", f"type is {brief(part.get('type'))}")
     return "".join(typed(part.get("text"), str, "text") for part in value)
 
 

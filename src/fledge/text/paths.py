@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fledge.text.curated import is_curated, kept_shards
+from fledge.text.saved import saved_files
 
 PACKINGS = (".gz", ".zst")
 
@@ -14,10 +15,14 @@ PACKINGS = (".gz", ".zst")
 def walk(folder: Path) -> Iterator[tuple[Path, str]]:
     """(path, "") of every file below `folder`, sorted by path; where it is not to be opened, why, in place of "".
 
-    Of a folder of curated text only the shards that its manifest names. Raises ValueError for one that is not finished.
+    Of a folder of curated text only the shards that its manifest names, of a saved `datasets.Dataset` only its tables.
+    Raises ValueError for a folder that is not finished, or holds several splits.
     """
     if is_curated(folder):
         yield from ((path, "") for path in kept_shards(folder))
+        return
+    if (saved := saved_files(folder)) is not None:
+        yield from ((path, "") for path in saved)
         return
     for path in sorted(folder.iterdir()):
         if path.is_dir() and path.is_symlink():  # a link to a parent would never end

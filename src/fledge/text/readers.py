@@ -1,4 +1,6 @@
-"""Files and folders to rows and documents, streamed: in memory is one line, one piece of text or one parquet batch.
+"""Files and folders to rows and documents, streamed: in memory is one line, one piece of text or one batch of a table.
+
+Rows may also come from Python: a `datasets.Dataset` or `IterableDataset`, or a list of dicts, in place of paths.
 
 Two kinds of trouble are kept apart:
 
@@ -12,7 +14,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import chain
@@ -24,21 +25,22 @@ import msgspec
 from fledge.text import files
 from fledge.text.curated import require_recorded
 from fledge.text.files import Row, RowRejected
+from fledge.text.given import given_name, given_rows
 from fledge.text.paths import file_type, shown_path, walk
+from fledge.text.tables import TABLE_TYPES, table_rows
 
-PARQUET_BATCH_ROWS = 256
 SAMPLES_PER_REASON = 5
 SAMPLE_CHARS = 160
 
 TEXT_TYPES = (".txt", ".md", ".rst")
-ROW_TYPES = (".jsonl", ".json", ".parquet")
+ROW_TYPES = (".jsonl", ".json", *TABLE_TYPES, ".ndjson")
 
 UNSUPPORTED = "unsupported file type"
 TOO_LONG = f"line longer than {files.MAX_LINE_BYTES // 1024**2} MiB"
 BROKEN_JSON = "broken JSON line"
 BLANK = "blank"
 
-Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
+Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]  # or rows in memory: see `given.py`
 _JSON_NAMES = {dict: "object", list: "list", str: "string", type(None): "null", bool: "true/false"}
 
 
@@ -94,7 +96,7 @@ def require_some(items_count: int, paths: Paths, rejects: Rejects, what: str) ->
     """Raise ValueError "0 usable `what` in ..." with the reasons, where nothing was left to train on."""
     if items_count > 0:
         return
-    names = ", ".join(shown_path(path) for path in _as_list(paths)[:5])
+    names = given_name(paths) or ", ".join(shown_path(path) for path in _as_list(paths)[:5])
     why = rejects.summary() if rejects.total else "the files are empty, or there are none"
     raise ValueError(f"0 usable {what} in {names}: {why}\nAt least one is needed: check the path and the rows named.")
 
@@ -104,8 +106,8 @@ def read_documents(
 ) -> Iterator[Document]:
     """Stream the texts of files and of folders (recursive, sorted by path).
 
-    Accepts .txt .md .rst (one document a file; above 64 MiB cut at blank lines) and .jsonl .json .parquet (the field
-    `text` of each row), each also as .gz or .zst. Other files inside a folder are counted as rejects, and so are
+    Accepts .txt .md .rst (one document a file; above 64 MiB cut at blank lines) and .jsonl .json .parquet .arrow (the
+    field `text` of each row), each also as .gz or .zst. Other files inside a folder are counted as rejects, and so are
     blank documents. `encoding` replaces the rule that text is UTF-8; `skip_bad` is the number of broken .jsonl lines
     to drop over the whole call.
 
@@ -113,6 +115,8 @@ def read_documents(
     FileNotFoundError for a missing path; later ValueError for broken JSON, wrong encoding and damaged files.
     """
     rejects = Rejects() if rejects is None else rejects
+    if given_name(paths):
+        return (Document(t, s) for s, t in _written(_row_texts(given_rows(paths, rejects), rejects), rejects))
     reader = _Reader(paths, TEXT_TYPES + ROW_TYPES, encoding, skip_bad, rejects, columns=frozenset({"text"}))
     return _documents(reader, rejects)
 
@@ -120,10 +124,12 @@ def read_documents(
 def read_rows(
     paths: Paths, *, encoding: str | None, skip_bad: int | None, rejects: Rejects, columns: frozenset[str]
 ) -> Iterator[tuple[str, Row]]:
-    """Stream (source, row) from .jsonl, .json (array, single object or JSON lines) and .parquet files.
+    """Stream (source, row) from .jsonl, .json (array, single object or JSON lines), .parquet and .arrow files.
 
-    `columns` names the fields a parquet file is asked for. Errors as in `read_documents`.
+    `columns` names the fields a table is asked for. Errors as in `read_documents`.
     """
+    if given_name(paths):
+        return given_rows(paths, rejects)
     reader = _Reader(paths, ROW_TYPES, encoding, skip_bad, rejects, columns)
     return chain.from_iterable(reader.rows(path) for path in reader.paths_found())
 
@@ -131,11 +137,17 @@ def read_rows(
 def _documents(reader: _Reader, rejects: Rejects) -> Iterator[Document]:
     for path in reader.paths_found():
         is_text = file_type(path.name)[0] in TEXT_TYPES
-        for source, text in reader.pieces(path) if is_text else _row_texts(reader.rows(path), rejects):
-            if text.strip():
-                yield Document(text, source)
-            else:
-                rejects.add(source, BLANK)
+        pieces = reader.pieces(path) if is_text else _row_texts(reader.rows(path), rejects)
+        for source, text in _written(pieces, rejects):
+            yield Document(text, source)
+
+
+def _written(pieces: Iterable[tuple[str, str]], rejects: Rejects) -> Iterator[tuple[str, str]]:
+    for source, text in pieces:
+        if text.strip():
+            yield source, text
+        else:
+            rejects.add(source, BLANK)
 
 
 def _row_texts(rows: Iterable[tuple[str, Row]], rejects: Rejects) -> Iterator[tuple[str, str]]:
@@ -208,9 +220,9 @@ class _Reader:
         return _text_pieces(shown_path(path), self._chunks(path), self.rejects)
 
     def rows(self, path: Path) -> Iterator[tuple[str, Row]]:
-        kind, packing = file_type(path.name)
-        if kind == ".parquet":
-            return _parquet_rows(path, packing, self.columns)
+        kind, _ = file_type(path.name)
+        if kind in TABLE_TYPES:
+            return table_rows(path, self.columns, _unpacked)
         if kind == ".json":
             return _json_rows(shown_path(path), self._chunks(path), self.rejects)
         return self._jsonl_rows(shown_path(path), self._chunks(path))
@@ -274,27 +286,3 @@ def _json_rows(name: str, chunks: Iterable[bytes], rejects: Rejects) -> Iterator
             rejects.add(f"{name}:{line}", row.reason, row.sample)
         else:
             yield f"{name}:{line}", row
-
-
-def _parquet_rows(path: Path, packing: str, columns: frozenset[str]) -> Iterator[tuple[str, Row]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    name, number = shown_path(path), 0
-    with tempfile.TemporaryFile() if packing else path.open("rb") as file:
-        if packing:  # the index of a parquet file is at its end, so it cannot be unpacked on the way
-            for chunk in _unpacked(path):
-                file.write(chunk)
-        try:
-            parquet = pyarrow.parquet.ParquetFile(file)
-            wanted = [column for column in parquet.schema_arrow.names if column in columns]
-            for batch in parquet.iter_batches(PARQUET_BATCH_ROWS, columns=wanted or None):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"{name}:{number}", row
-        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-            why = " ".join(str(error).split())
-            raise ValueError(
-                f"{name}: not a whole parquet file, after {number:,} good rows ({why}). "
-                "It is cut short, damaged or of another type: copy or download it again."
-            ) from error

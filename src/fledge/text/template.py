@@ -2,6 +2,7 @@
 
     <bos>(<system>s<end>)?(<user>u<end><assistant>a<end>)*
 
+is our own; an imported model's is the ChatFormat of its tokenizer, with the same properties.
 Prefix-stable: rendering the first k messages gives the first tokens of rendering all. Roles are ids, so no text can forge
 a turn. Trained tokens: the assistant's words and their end token.
 """
@@ -9,13 +10,14 @@ a turn. Trained tokens: the assistant's words and their end token.
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from fledge.text.chat_format import JINJA, Turn
 from fledge.text.formats import Chat, Message, Pair
 from fledge.text.tokenizer import Tokenizer
 
-JINJA = (
-    "<|bos|>{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)  # the same template for the ecosystem's tokenizer_config.json
+__all__ = [
+    "JINJA", "Rendered", "answer_beginning", "answer_start", "encode_answers", "fit_prompt", "render", "render_answers",
+    "render_chats", "render_pairs", "render_prompt",
+]  # fmt: skip
 
 
 class Rendered(NamedTuple):
@@ -25,30 +27,54 @@ class Rendered(NamedTuple):
     weights: list[int]
 
 
-def _assemble(tokenizer: Tokenizer, messages: Sequence[Message], bodies: Sequence[list[int]]) -> Rendered:
-    role_ids = {"system": tokenizer.system, "user": tokenizer.user, "assistant": tokenizer.assistant}
-    tokens, weights = [tokenizer.bos], [0]
-    for message, body in zip(messages, bodies, strict=True):
+def _turns_of(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[Turn]:
+    """How each message is written. Raises ValueError for an order the template has no form for."""
+    before = [None, *(m.role for m in messages)]
+    return [tokenizer.turn(role, m.role) for role, m in zip(before, messages, strict=False)]
+
+
+def _bodies(tokenizer: Tokenizer, messages: Sequence[Message], turns: Sequence[Turn]) -> list[list[int]]:
+    """The messages' own tokens, encoded in bulk."""
+    texts = [turn.text(m.content) for turn, m in zip(turns, messages, strict=True)]
+    places = {turn.place for turn in turns}
+    if len(places) < 2:
+        return tokenizer.encode_batch(texts, *places)
+    bodies: list[list[int]] = [[]] * len(texts)
+    for place in places:
+        rows = [i for i, turn in enumerate(turns) if turn.place == place]
+        for i, body in zip(rows, tokenizer.encode_batch([texts[i] for i in rows], place), strict=True):
+            bodies[i] = body
+    return bodies
+
+
+def _assemble(
+    tokenizer: Tokenizer, messages: Sequence[Message], turns: Sequence[Turn], bodies: Sequence[list[int]]
+) -> Rendered:
+    tokens = list(tokenizer.turns.begin)
+    weights = [0] * len(tokens)
+    for message, turn, body in zip(messages, turns, bodies, strict=True):
         trained = int(message.role == "assistant")
-        tokens += [role_ids[message.role], *body, tokenizer.end]
-        weights += [0] + [trained] * (len(body) + 1)
+        tokens += [*turn.opening, *body, *turn.closing]
+        weights += [0] * len(turn.opening) + [trained] * (len(body) + len(turn.closing))
     return Rendered(tokens, weights)
 
 
 def render(tokenizer: Tokenizer, messages: Sequence[Message]) -> Rendered:
     """All messages with their trained tokens marked."""
-    return _assemble(tokenizer, messages, tokenizer.encode_batch([m.content for m in messages]))
+    turns = _turns_of(tokenizer, messages)
+    return _assemble(tokenizer, messages, turns, _bodies(tokenizer, messages, turns))
 
 
 def render_prompt(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
     """Tokens up to where the assistant speaks."""
-    return [*render(tokenizer, messages).tokens, tokenizer.assistant]
+    return [*render(tokenizer, messages).tokens, *tokenizer.turns.assistant.opening]
 
 
 def render_chats(tokenizer: Tokenizer, chats: Sequence[Chat]) -> list[Rendered]:
     """render() of many chats, encoded in bulk."""
-    bodies = iter(tokenizer.encode_batch([m.content for c in chats for m in c.messages]))
-    return [_assemble(tokenizer, c.messages, [next(bodies) for _ in c.messages]) for c in chats]
+    turns = [_turns_of(tokenizer, c.messages) for c in chats]
+    bodies = iter(_bodies(tokenizer, [m for c in chats for m in c.messages], [t for row in turns for t in row]))
+    return [_assemble(tokenizer, c.messages, t, [next(bodies) for _ in t]) for c, t in zip(chats, turns, strict=True)]
 
 
 def render_answers(tokenizer: Tokenizer, answers: Sequence[tuple[Sequence[Message], str]]) -> list[Rendered]:
@@ -66,6 +92,19 @@ def answer_start(weights: Sequence[int]) -> int:
     return len(weights) - weights[::-1].index(0) if 0 in weights else 0
 
 
+def encode_answers(tokenizer: Tokenizer, answers: Sequence[str]) -> list[list[int]]:
+    """What follows a prompt: each answer's tokens and their end token."""
+    turn = tokenizer.turns.assistant
+    bodies = tokenizer.encode_batch([turn.text(answer) for answer in answers], turn.place)
+    return [[*body, *turn.closing] for body in bodies]
+
+
+def answer_beginning(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The tokens of an answer that begins with `text` and is not at its end."""
+    turn = tokenizer.turns.assistant
+    return tokenizer.encode(turn.lead + text, turn.place) if text else []
+
+
 def render_pairs(tokenizer: Tokenizer, pairs: Sequence[Pair]) -> list[tuple[Rendered, Rendered]]:
     """(chosen, rejected); only the answers that differ are trained, not earlier turns of the prompt."""
     rendered = render_answers(tokenizer, [(p.prompt, answer) for p in pairs for answer in (p.chosen, p.rejected)])
@@ -77,10 +116,13 @@ def fit_prompt(tokenizer: Tokenizer, messages: Sequence[Message], room_tokens: i
 
     A system message is kept. Raises ValueError when the last message alone does not fit.
     """
-    bodies = tokenizer.encode_batch([m.content for m in messages])
+    turns = _turns_of(tokenizer, messages)
+    bodies = _bodies(tokenizer, messages, turns)
     first = int(bool(messages) and messages[0].role == "system")
     start = first  # the first turn that stays
-    size = 2 + sum(len(body) + 2 for body in bodies)  # <bos> and the assistant's role; each message has a role and an end
+    form = tokenizer.turns
+    sizes = [len(t.opening) + len(body) + len(t.closing) for t, body in zip(turns, bodies, strict=True)]
+    size = len(form.begin) + len(form.assistant.opening) + sum(sizes)
     while size > room_tokens:
         if len(messages) - start <= 1:
             raise ValueError(
@@ -89,8 +131,15 @@ def fit_prompt(tokenizer: Tokenizer, messages: Sequence[Message], room_tokens: i
             )
         # a user turn leaves together with the answer to it, so that roles still alternate
         step = 2 if len(messages) - start > 2 and messages[start + 1].role == "assistant" else 1
-        size -= sum(len(body) + 2 for body in bodies[start : start + step])
+        size -= sum(sizes[start : start + step])
         start += step
+        # what is now the first turn may be written otherwise than in the middle
+        turn = tokenizer.turn("system" if first else None, messages[start].role)
+        if turn != turns[start]:
+            turns[start], bodies[start] = turn, _bodies(tokenizer, [messages[start]], [turn])[0]
+            size -= sizes[start]
+            sizes[start] = len(turn.opening) + len(bodies[start]) + len(turn.closing)
+            size += sizes[start]
     kept = [*range(first), *range(start, len(messages))]
-    tokens = _assemble(tokenizer, [messages[i] for i in kept], [bodies[i] for i in kept]).tokens
-    return [*tokens, tokenizer.assistant], start - first
+    tokens = _assemble(tokenizer, *([row[i] for i in kept] for row in (messages, turns, bodies))).tokens
+    return [*tokens, *form.assistant.opening], start - first

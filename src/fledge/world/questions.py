@@ -7,9 +7,13 @@ import msgspec
 from fledge.tasks.base import Example
 from fledge.world.answers import accepted_answers
 from fledge.world.dice import Dice
-from fledge.world.facts import Fact, Value
+from fledge.world.facts import RELATIONS, Fact, Value
 from fledge.world.relations import LANGUAGES
 from fledge.world.requests import GREETINGS, REFUSALS, REQUESTS
+
+QUESTION = {"en": "Question: {}\nAnswer:", "zh": "問題：{}\n回答："}
+"""How a question stands in a text; the style "qa" of rephrasing writes the same."""
+_WORDINGS = 2  # of the beginnings of each fact and language
 
 
 class Question(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,6 +82,13 @@ def fact_questions(facts: list[Fact], pools: dict[str, list[Value]], split: str,
             if fact.split == split:
                 out.append(fact_question(fact, language, form, pools))
     return out
+
+
+def statement_beginnings(fact: Fact, language: str) -> list[str]:
+    """The first wordings in which the entity comes before the value, cut before the value."""
+    wordings = RELATIONS[fact.relation].wording(language).statements
+    fitting = [w for w in wordings if "{e}" in w and "{v}" in w and w.index("{e}") < w.index("{v}")]
+    return [w[: w.index("{v}")].format(e=fact.names[language]).rstrip() for w in fitting[:_WORDINGS]]
 
 
 def request_questions(split: str, seed: int) -> list[Question]:
