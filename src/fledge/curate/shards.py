@@ -25,7 +25,7 @@ from fledge.text.curated import FORMAT, MANIFEST, Manifest, ShardRecord, read_ma
 
 __all__ = [
     "Curated", "ShardRecord", "ShardWriter", "aligned", "characters", "estimated_tokens", "read_sidecar",
-    "remove_unfinished", "require_whole", "write_manifest", "write_shard", "write_sidecar",
+    "remove_unfinished", "require_whole", "row_groups", "write_manifest", "write_shard", "write_sidecar",
 ]  # fmt: skip
 
 _UNFINISHED = ".tmp"
@@ -161,6 +161,13 @@ def write_shard(
         return writer.close(folder or path.parent.parent)
 
 
+def row_groups(path: Path, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """The pages of one shard, a row group at a time."""
+    with pq.ParquetFile(path) as shard:
+        for group in range(shard.num_row_groups):
+            yield shard.read_row_group(group, columns=None if columns is None else list(columns))
+
+
 def remove_unfinished(folder: Path) -> None:
     """Delete what killed writers left in `folder`; only for who knows that none is at work."""
     for left in folder.glob(f".*{_UNFINISHED}"):
@@ -213,9 +220,7 @@ class Curated:
     def tables(self, columns: Sequence[str] | None = None, *, rejected: bool = False) -> Iterator[pa.Table]:
         """The pages, shard by shard, at most a row group at a time. Raises ValueError naming a shard that differs."""
         for record in self.manifest.rejected if rejected else self.manifest.shards:
-            with pq.ParquetFile(require_whole(self.folder, record)) as shard:
-                for group in range(shard.num_row_groups):
-                    yield shard.read_row_group(group, columns=None if columns is None else list(columns))
+            yield from row_groups(require_whole(self.folder, record), columns)
 
     def texts(self) -> Iterator[str]:
         """The text of every page, in order."""
