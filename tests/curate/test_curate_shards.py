@@ -131,3 +131,11 @@ def test_a_manifest_of_another_version_or_none_is_an_error(folder):
 def test_null_texts_count_nothing():
     column = pa.chunked_array([pa.array(["ab cd", None], pa.large_string())])
     assert np.array_equal(estimated_tokens(column), [2, 0]) and np.array_equal(characters(column), [5, 0])
+
+
+def test_blocks_of_bytes_do_not_show_in_the_counts(monkeypatch):
+    texts = ["one two  three", "", "中文 four", " five", "六", "seven eight"]
+    column = pa.chunked_array([pa.array(texts, pa.large_string())])
+    for block in range(1, 9):
+        monkeypatch.setattr("fledge.curate.shards._BLOCK_BYTES", block)
+        assert estimated_tokens(column).tolist() == [slowly(text) for text in texts]

@@ -18,6 +18,7 @@ import pyarrow as pa
 from fledge.core.config import differences
 from fledge.core.durable import canonical_json, run_lock, write_atomically
 from fledge.core.log import Bar, say
+from fledge.core.runtime import release_memory
 from fledge.curate.deciding import Decided, decide
 from fledge.curate.funnel import Funnel, merged
 from fledge.curate.inputs import Skipped, Split, find_splits
@@ -43,13 +44,15 @@ class Plan(msgspec.Struct, frozen=True):
 
 
 def run(options: CurateOptions) -> Path:
-    """The verb: curate, or print the funnel of what is there."""
+    """The verb: curate and draw OUT/funnel.html, or print the funnel of what is there."""
+    from fledge.curate.funnel_page import write_funnel_page
     from fledge.curate.showing import show, summary_line
 
     if options.show is not None:
         show(Path(options.show))
         return Path(options.show)
     out = curate(options)
+    write_funnel_page(out)
     say(summary_line(out))
     return out
 
@@ -76,6 +79,7 @@ def curate(options: CurateOptions, quiet: bool = False) -> Path:
         try:
             sifted = _phase("sift", job, plan, [], Sifted, quiet)
             decided = decide(job, len(splits))
+            release_memory()  # of signatures and clusters
             finished = _phase("keep", job, plan, job.decided_steps(), Finished, quiet)
             _finish(job, plan, sifted, decided, finished)
         finally:
@@ -176,6 +180,7 @@ def _phase(phase: str, job: Job, plan: Plan, steps: list[str], kind: type[S], qu
 
     tasks = [Task(phase, s.number, s if phase == "sift" else None, steps) for s in plan.splits]
     left = [task for task in tasks if not finished(task)]
+    left.sort(key=lambda task: -plan.splits[task.number].bytes)  # the longest first: at the end none is waited for
     if left:
         done = len(tasks) - len(left)
         bar = None if quiet else Bar(phase, steps=len(tasks), first_step=done)
