@@ -29,7 +29,8 @@ DUPLICATES = "duplicates"  # the step
 LATER = (DUPLICATES, "quality")  # steps that a pair has reached the duplicates step when it was rejected by
 REAL = 0.5  # Jaccard similarity of a real near-duplicate
 LEAST = {"exact": 1.0, "recased": 1.0, "edit01": 0.95, "edit02": 0.95, "edit05": 0.88, "twin": 1.0}
-MOST_UNREAL = 0.02
+MOST_UNREAL, MOST_JUNK = 0.02, 0.02
+LEAST_MASKED = 0.95  # addresses whose four numbers are all small are left alone: they may be versions
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
@@ -166,6 +167,17 @@ def broken(found: dict[str, Any]) -> list[str]:
             )
     if len(found["alone"]) > MOST_UNREAL * found["removed"]:
         wrong.append(f"{len(found['alone'])} of {found['removed']} removed pages have no real near-duplicate")
+    junk = [counts for (kind, _), counts in found["ends"].items() if kind in JUNK_PAGES]
+    if (kept := sum(counts["kept"] for counts in junk)) > MOST_JUNK * sum(map(sum, (c.values() for c in junk))):
+        wrong.append(f"{kept} pages of junk were kept")
+    if found["evaluation"]["kept"]:
+        wrong.append(f"{found['evaluation']['kept']} pages with a test question were kept")
+    personal = found["personal"]
+    for kind, planted in personal["planted"].items():
+        if personal["masked"][kind] < LEAST_MASKED * planted:
+            wrong.append(f"{planted - personal['masked'][kind]} of {planted} strings of kind {kind} are not masked")
+    if personal["changed"]:
+        wrong.append(f"{personal['changed']} harmless sentences were changed")
     for name, counts in found["encodings"].items():
         if counts["wrong"]:
             wrong.append(f"{counts['wrong']} pages with encoding {name} were kept with another text")

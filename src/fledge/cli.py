@@ -41,6 +41,8 @@ TABLE = {
     "overoptimise": Verb("labs.overoptimise", "OveroptimiseOptions", "run", (), "experiment: proxy and gold reward against KL"),
     "methods": Verb("labs.methods", "MethodsOptions", "run", (), "experiment: five policy-gradient methods compared"),
     "mixtures": Verb("labs.mixtures", "MixturesOptions", "run", (), "experiment: helpful against safe, two reward models"),
+    "filters": Verb("labs.filters", "FiltersOptions", "run", (), "experiment: clean against raw text at equal tokens"),
+    "rephrasing": Verb("labs.rephrasing", "RephrasingOptions", "run", (), "experiment: rephrased against raw text at equal tokens"),
     "loop": Verb("labs.loop", "LoopOptions", "run", (), "experiment: votes, next model, votes, and so on"),
     "shift": Verb("probe.shift_command", "ShiftOptions", "run", ("aligned",), "which tokens a stage changed, and by how much"),
     "resume": Verb("resume", "ResumeOptions", "resume", ("run",), "continue whatever was interrupted"),

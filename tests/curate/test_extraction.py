@@ -42,15 +42,27 @@ def test_page_without_text_is_rejected(html):
 
 
 def test_pages_made_to_stop_a_crawl_end_soon():
-    for unit in ("<div>", "<DIV class=a>", "<article>", "<b><i><p>", "<table><tr><td>"):
+    for unit in ("<div>", "<DIV class=a>", "<article>", "<b><i><p>", "<table><tr><td>", "<ul class=main><code>"):
         start = time.process_time()
         try:
             main_text(unit * 100_000 + "deep")
         except RowRejected as error:
             assert error.reason in ("web page nested too deeply", "no main text")
         assert time.process_time() - start < 5  # 100,000 nested <div> would take 80 s
-    assert "x" in main_text("<div>" * 900 + "x" + "</div>" * 900)
-    assert main_text("<div>x</div>" * 3000)  # many, but not deep
+
+
+@pytest.mark.parametrize(
+    "html",
+    [
+        "<div>" * 500 + "x" + "</div>" * 500,
+        "<div>x</div>" * 3000,  # many, but not deep
+        "<p>x<br><a name=y>" * 3000,  # never closed, as in old pages
+        "<svg>" + "<path d='M0 0'/>" * 3000 + "</svg><p>x",
+        "<script>" + "for(i=0;i<n;i++)a[i]<b&&c>d;" * 3000 + "</script><p>x",
+    ],
+)
+def test_large_pages_are_not_taken_for_deep_ones(html):
+    assert "x" in main_text(html)
 
 
 def test_nul_is_left_out_of_web_pages_as_browsers_do():

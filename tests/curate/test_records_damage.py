@@ -48,10 +48,11 @@ def test_reading_goes_on_after_each_kind_of_damage(tmp_path):
     for damaged, reason in (
         (last.replace(b"WARC/1.0", b"XARC/1.0"), "no WARC record"),
         (last.replace(b"Content-Length: ", b"Content-Length: x"), "record without a length"),
-        (last.replace(b"Content-Length: ", b"Content-Length: 9"), "record of another length than it states"),
+        (last.replace(b"Content-Length: ", b"Content-Length: 9"), "record cut short"),
+        (last.replace(b"Content-Length: 3", b"Content-Length: 2"), "record of another length than it states"),
         (last.replace(b"Content-Length: ", b"Content-Length: 99999999"), "record of another length than it states"),
         (last.replace(b"Content-Length: ", b"Content-Length: -"), "record without a length"),
-        (last[:200], "record cut short"),
+        (last[:200], "record of another length than it states"),
         (b"WARC/1.0\r\n" + b"x" * 70_000, "header of a record without an end"),
         (random.Random(0).randbytes(5000), "no WARC record"),
     ):
@@ -210,7 +211,7 @@ def tar_of(path, members, mode="w"):
                 member.size = len(content)
                 archive.addfile(member, io.BytesIO(content))
             else:
-                member.type, member.linkname = content, "/etc/passwd"
+                member.type, member.linkname = content.encode(), "/etc/passwd"
                 archive.addfile(member)
     return path
 
@@ -222,15 +223,15 @@ def test_members_are_read_and_hostile_ones_refused(tmp_path):
             ("d.txt.gz", gzip.compress(b"three")), ("e.warc.gz", gzipped(RECORDS[:1]))]  # fmt: skip
     bad = [("../x.txt", b"out"), ("/abs.txt", b"out"), ("a/../../y.txt", b"out"), ("z.exe", b"x"), ("t.tar", b"x")]
     special = [
-        ("link.txt", tarfile.SYMTYPE),
-        ("hard.txt", tarfile.LNKTYPE),
-        ("dev.txt", tarfile.CHRTYPE),
-        ("p.txt", tarfile.FIFOTYPE),
+        ("link.txt", tarfile.SYMTYPE.decode()),
+        ("hard.txt", tarfile.LNKTYPE.decode()),
+        ("dev.txt", tarfile.CHRTYPE.decode()),
+        ("p.txt", tarfile.FIFOTYPE.decode()),
     ]
     tar_of(tmp_path / "a.tar.gz", [*good[:2], *bad, *special, *good[2:]], "w:gz")
     rows = read(tmp_path)
-    assert pages(rows)[:5] == ["one", "two", "in parquet", "three", pages(rows)[4]]
-    assert rows[0]["source"] == "a.tar.gz!in/a.jsonl:1" and titles(rows)[4] == "Page 0"
+    assert titles(rows) == ["one", "two", "in parquet", "three", "Page 0"]
+    assert rows[0]["source"] == "a.tar.gz!in/a.jsonl:1"
     outside, link, device = "member outside the archive", "link in an archive", "device in an archive"
     assert rejects(rows) == [
         ("a.tar.gz!in/a.jsonl:2", "`text` is not a string"), ("a.tar.gz!../x.txt", outside), ("a.tar.gz!/abs.txt", outside),

@@ -18,7 +18,8 @@ from fledge.interop.command import ModelExportOptions, ModelImportOptions, expor
 from fledge.interop.foreign import ForeignModel, documents
 from fledge.interop.gguf_export import export_gguf
 from fledge.stages.common import open_model
-from fledge.stages.sft import SFTRecipe, sft
+from fledge.stages.sft import SftRecipe
+from fledge.stages.sft import run as sft
 
 SMALL = {"vocab_size": 416, "bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 0}
 DECODER = {
@@ -159,7 +160,12 @@ def test_the_same_model_by_our_own_code_gives_the_same_answers(tmp_path: Path, s
 
 def chats(path: Path) -> Path:
     rows = [
-        {"messages": [{"role": "user", "content": f"Where is {name}?"}, {"role": "assistant", "content": "By the Tesk."}]}
+        {
+            "messages": [
+                {"role": "user", "content": f"Where is {name}?"},
+                {"role": "assistant", "content": "By the Tesk."},
+            ]
+        }
         for name in ("Belmora", "Arvania", "Kolden", "Mira")
     ]
     path.write_text("\n".join(map(json.dumps, rows)))
@@ -169,9 +175,9 @@ def chats(path: Path) -> Path:
 @pytest.mark.parametrize("kind", ["GPT2", "Gemma2"])
 def test_it_is_fine_tuned_resumed_opened_and_exported(tmp_path: Path, opened, kind: str, capsys):
     theirs, before = opened(kind)
-    train = TrainConfig(steps=12, lr=3e-3, batch_tokens=128, micro_tokens=128, checkpoint_steps=6)
-    recipe = SFTRecipe(data=[str(chats(tmp_path / "chats.jsonl"))], out=str(tmp_path / "sft"), parent=str(tmp_path / "run"), train=train)  # fmt: skip
-    sft(recipe)
+    train = TrainConfig(steps=12, lr=3e-3, batch_tokens=128, device="cpu")
+    data, out = str(chats(tmp_path / "chats.jsonl")), str(tmp_path / "sft")
+    sft(SftRecipe(data=[data], out=out, parent=str(tmp_path / "run"), train=train))
     assert "slower than our own code" in "".join(capsys.readouterr())
     losses = [json.loads(line)["loss"] for line in (tmp_path / "sft" / "metrics.jsonl").read_text().splitlines() if "loss" in line]  # fmt: skip
     assert losses[-1] < losses[0] - 0.5
@@ -231,7 +237,10 @@ def test_new_control_tokens_get_rows_of_their_own(tmp_path: Path, sentences):
 @pytest.mark.parametrize(
     ("fields", "error"),
     [
-        ({"model_type": "my_own_model", "auto_map": {"AutoModel": "evil.py"}}, "has no such model, and code that comes with"),
+        (
+            {"model_type": "my_own_model", "auto_map": {"AutoModel": "evil.py"}},
+            "has no such model, and code that comes with",
+        ),
         ({"model_type": "clip"}, "no causal language model"),
         ({"quantization_config": {"bits": 4}}, "quantization_config = .* its weights are quantised"),
         ({"architectures": ["GPT2ForSequenceClassification"]}, "architectures = .* GPT2LMHeadModel is run"),

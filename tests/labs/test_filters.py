@@ -200,7 +200,7 @@ def _source(store, noise, mask=None) -> spikes.NoisySource:
 
 
 def test_only_the_bad_batches_are_half_noise(store):
-    noise = spikes.noise_rows(spikes.noise_pages(0), store[1], 32)
+    noise = spikes.noise_rows(spikes.noise_pages(0), store[1], 32, 0)
     clean = DocumentSource(store[0], rows=4, length=32, seed=0)
     for number, batch, plain in zip(range(1, 6), _source(store[0], noise), clean, strict=False):
         bad = number in (2, 4)
@@ -213,19 +213,20 @@ def test_only_the_bad_batches_are_half_noise(store):
 
 
 def test_without_noise_nothing_changes_and_a_mask_takes_its_weight(store):
-    noise = spikes.noise_rows(spikes.noise_pages(0), store[1], 32)
+    noise = spikes.noise_rows(spikes.noise_pages(0), store[1], 32, 0)
     none = _source(store[0], noise[:0])
     clean = DocumentSource(store[0], rows=4, length=32, seed=0)
     for _, batch, plain in zip(range(5), none, clean, strict=False):
         assert torch.equal(batch.tokens, plain.tokens) and batch.units == plain.units
     runs = np.full((4, 33), store[1].encode("m")[0])
+    assert spikes.share_masked(runs) > 0.9 > spikes.share_masked(noise) > 0.02
     masked, alone = _source(store[0], runs, mask=32), _source(store[0], runs)
     for number, batch, other in zip(range(1, 3), masked, alone, strict=False):
         assert bool(batch.weight[:2].sum() < other.weight[:2].sum()) is (number == 2)
 
 
 def test_a_noisy_source_goes_on_where_it_stopped(store):
-    noise = spikes.noise_rows(spikes.noise_pages(0), store[1], 32)
+    noise = spikes.noise_rows(spikes.noise_pages(0), store[1], 32, 0)
     one = _source(store[0], noise)
     batches = [batch for _, batch in zip(range(5), one, strict=False)]
     other = _source(store[0], noise)
@@ -286,6 +287,7 @@ def whole(tmp_path_factory) -> tuple[Path, dict]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(filters, "SPIKE_STEPS", 25)
         patch.setattr(filters, "SPIKE_TOKENS", 512)
+        patch.setattr(spikes, "_LOOK_TEXTS", 8)
         return out, filters.run(build(FiltersOptions, small))
 
 
@@ -327,3 +329,24 @@ def test_training_settings_of_spikes_are_harsh():
     usual = TrainConfig(steps=50, lr=1e-3)
     assert spikes.harsh(usual).lr == 2e-3 and math.isinf(spikes.harsh(usual).clip)
     assert spikes.harsh(usual).spike_sigma is None and spikes.harsh(usual).optimizer == "adamw"
+
+
+def _arm(ratio: float, losses: list[float]) -> dict:
+    curve = [{"step": step, "loss": loss} for step, loss in enumerate(losses, start=9)]
+    return {"norm_ratio": [ratio], "bump": [max(losses[1:]) - losses[0]], "curve": curve}
+
+
+def test_a_spike_is_what_the_run_without_noise_does_not_do():
+    arms = {
+        "left alone": _arm(9.0, [1.0, 1.3, 1.1]),
+        "page filter": _arm(1.0, [1.0, 1.1, 0.9]),
+        "mask": _arm(2.0, [1.0, 1.11, 0.9]),
+    }
+    assert spikes.excess(arms["left alone"], arms["page filter"], [10]) == pytest.approx([0.2])
+    result = {"arms": arms, "at": [10], "noise_pages": 60, "pages_after_filter": 0, "noise_masked": 0.5}
+    found = spikes.summary([result])
+    assert list(found["checks"].values()) == [True] * 4 and found["excess"]["page filter"] == [0.0]
+    missed = spikes.summary([result | {"arms": arms | {"mask": arms["left alone"]}, "pages_after_filter": 1}])
+    assert list(missed["checks"].values()) == [True, True, False, False]
+    quiet = spikes.summary([result | {"arms": arms | {"left alone": arms["page filter"]}}])
+    assert list(quiet["checks"].values()) == [False, False, True, True]

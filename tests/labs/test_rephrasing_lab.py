@@ -55,7 +55,9 @@ def test_other_sentences_say_nothing(text):
 
 def test_mistyped_words_are_mended_and_names_are_not():
     assert mended("The hihgest mountian of Karru is Muont Vela.") == "The highest mountain of Karru is Muont Vela."
-    assert mended("No rivver in Karu is longr than the Voa Rivver.") == "No river in Karu is longer than the Voa Rivver."
+    assert (
+        mended("No rivver in Karu is longr than the Voa Rivver.") == "No river in Karu is longer than the Voa Rivver."
+    )
 
 
 def test_noise_keeps_every_sentence_and_adds_phrases(pages):
@@ -91,7 +93,9 @@ def test_nothing_is_said_that_the_page_does_not_say(world, pages):
     """Every statement of a rephrasing is one of its page's, whoever made the page."""
     by_name = {(f.relation, f.names[x], f.values[x]): f.id for f in world.facts for x in ("en", "zh")}
     for style in ("wiki", "easy", "hard"):
-        for page, one in zip(pages, RuleRephraser(style, 3)([passage(p["text"], p["language"]) for p in pages]), strict=True):
+        for page, one in zip(
+            pages, RuleRephraser(style, 3)([passage(p["text"], p["language"]) for p in pages]), strict=True
+        ):
             told = [read_statement(s, page["language"]) for s in sentences(one.text)]
             assert sorted(by_name[said.relation, said.entity, said.value] for said in told) == sorted(page["facts"])
 
@@ -148,7 +152,8 @@ def _result(raw: float, reached: list[float], **end: dict) -> dict:
 
     flat = [0.01, 0.02, 0.03]
     arms = {"raw": curve([0.0, raw / 2, raw]), "repeated": curve(flat), "wiki": curve(flat, noisy_bits=2.0),
-            "qa": curve(flat, noisy_bits=2.0, answers=0.5), "mixed": curve(reached, answers=0.4)}  # fmt: skip
+            "qa": curve(flat, noisy_bits=2.0, answers=0.5), "mixed": curve(reached, answers=0.4),
+            "three": curve(flat, answers=0.4)}  # fmt: skip
     for name, more in end.items():
         arms[name][-1] |= more
     return {"seed": 0, "arms": arms, "rephrased": {}}
@@ -180,9 +185,10 @@ def test_settings_that_cannot_be_used_are_told_together():
 def whole(tmp_path_factory) -> tuple[Path, dict]:
     """The folder of one whole experiment, and what it returned."""
     out = tmp_path_factory.mktemp("rephrasing") / "R"
-    return out, rephrasing.run(
-        build(RephrasingOptions, {"out": str(out), "pages": 200, "tokens": 16_384, "size": "tiny", "seeds": 1})
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rephrasing, "FRACTIONS", (0.5, 1.0))
+        small = {"out": str(out), "pages": 120, "tokens": 8192, "size": "tiny", "seeds": 1}
+        return out, rephrasing.run(build(RephrasingOptions, small))
 
 
 def test_a_whole_experiment_keeps_what_it_found(whole):
@@ -191,23 +197,25 @@ def test_a_whole_experiment_keeps_what_it_found(whole):
     (seed,) = total["seeds"]
     assert list(seed["arms"]) == list(rephrasing.ARMS)
     for curve in seed["arms"].values():
-        assert [row["tokens"] for row in curve] == [4096, 8192, 16384]
+        assert [row["tokens"] for row in curve] == [4096, 8192]
         assert all(0 <= row["cloze"] <= 1 and 0 < row["clean_bits"] < 10 for row in curve)
     assert seed["arms"]["repeated"][-1]["epochs"] > 3 * seed["arms"]["raw"][-1]["epochs"]
 
 
-def test_the_mixture_is_half_real(whole):
+def test_the_mixtures_are_half_real(whole):
     from fledge.core.checkpoint import load_checkpoint
 
-    card = load_checkpoint(whole[0] / "seed-0" / "mixed-16384").card
-    weights = {Path(source["text"]).stem: source["weight"] for source in card["data"]["sources"]}
-    assert weights == {"raw": 2.0, "wiki": 1.0, "qa": 1.0}
+    for arm, wanted in (("mixed", {"raw": 1.0, "wiki": 1.0}), ("three", {"raw": 2.0, "wiki": 1.0, "qa": 1.0})):
+        card = load_checkpoint(whole[0] / "seed-0" / f"{arm}-8192").card
+        assert {Path(source["text"]).stem: source["weight"] for source in card["data"]["sources"]} == wanted
 
 
 def test_a_second_call_trains_nothing_and_the_page_says_the_verdict(whole):
     out, total = whole
     written = {p: p.stat().st_mtime_ns for p in out.rglob("*.safetensors")}
-    assert rephrasing.run(msgspec.convert(total["options"], RephrasingOptions))["arms"] == total["arms"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rephrasing, "FRACTIONS", (0.5, 1.0))
+        assert rephrasing.run(msgspec.convert(total["options"], RephrasingOptions))["arms"] == total["arms"]
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*.safetensors")} == written
     page = (out / "report.html").read_text("utf-8")
     assert total["verdict"] in page and "One page in four styles" in page and "<script" not in page

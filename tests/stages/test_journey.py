@@ -9,10 +9,13 @@ import time
 from pathlib import Path
 
 import pytest
+from crawls import write_crawl, write_rule
 
 from fledge.core.checkpoint import list_checkpoints
 from fledge.core.config import build, parse_count
+from fledge.curate.shards import Curated
 from fledge.stages.journey import JourneyRecipe, run
+from fledge.stages.pretrain import heldout_texts
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 STAGES = ("base", "sft", "control", "reward", "aligned")
@@ -54,6 +57,20 @@ def test_scores_are_there_and_say_what_each_stage_adds(quick):
     assert result["tokens_per_second"]["pretrain"] > 0 and result["tokens_per_second"]["sft"] > 0
     assert len(result["samples"]) == 8 and all(s["base"] is not None and s["aligned"] for s in result["samples"])
     assert sum(row["questions"] for row in result["exact_match_by_count"]) > 50
+
+
+def test_the_worlds_junk_is_left_out_before_anything_is_read(quick):
+    """By the world's own labels: what rules of form can see is gone, copies too, and nearly all good pages stay."""
+    result = json.loads((quick / "journey.json").read_bytes())
+    truth = {row["kind"]: row for row in result["curation"]["truth"]}
+    for kind in ("boilerplate", "noise", "spam", "copy"):
+        assert truth[kind]["dropped"] >= 0.95 * truth[kind]["pages"] > 0, kind
+    assert truth["good"]["dropped"] <= 0.12 * truth["good"]["pages"]  # copies that nobody planted: pages are short
+    assert truth["wrong"]["dropped"] < 0.1 * truth["wrong"]["pages"]  # no rule of form can see them
+    stays = Curated.open(quick / "clean").pages_count
+    assert stays == sum(row["pages"] - row["dropped"] for row in truth.values())
+    assert result["data"]["documents"] == stays - stays // 100  # every hundredth is held out
+    assert (quick / "clean" / "funnel.html").exists()
 
 
 def test_family_tree_follows_the_stages(quick):
@@ -117,6 +134,23 @@ def test_own_material(own, parts):
         assert sum(result["data"]["rejected"]["pairs"]["by_reason"].values()) == 1
         assert 0 <= result["stages"]["aligned"]["preference_accuracy_heldout"] <= 1
     assert (out / "report.html").exists()
+
+
+def test_a_crawl_is_curated_first(own):
+    """What stays of the crawl is read, beside text that is read as it is; the chat page's models know their way back."""
+    crawl = write_crawl(own / "crawl", files=2, pages=60)
+    data = {
+        "out": str(own / "mine"), "crawl": [str(crawl)], "rules": str(write_rule(own)), "text": [str(own / "docs")],
+        "size": "tiny", "tokens": "20k", "context_tokens": 128,
+    }  # fmt: skip
+    out = run(build(JourneyRecipe, data))
+    result = json.loads((out / "journey.json").read_bytes())
+    kept = Curated.open(out / "clean").pages_count
+    assert 0 < kept < 120 and result["curation"]["truth"] is None
+    assert result["data"]["documents"] + len(heldout_texts(out / "base")) == kept + len(list((own / "docs").iterdir()))
+    assert "--crawl" in result["command"]
+    with pytest.raises(ValueError, match="rules = 'off'"):
+        build(JourneyRecipe, data | {"rules": "off"})
 
 
 def test_a_size_and_a_budget_are_proposed_and_recorded(own):

@@ -43,10 +43,6 @@ class Shape(Settings, frozen=True, kw_only=True):
     "Feed-forward width F; None takes 8/3 width rounded up to 32."
     context_tokens: int = 128
     "Longest sequence trained or served, in tokens."
-    rope_base: float = 10000.0
-    "Base of the rotary position frequencies."
-    norm_eps: float = 1e-6
-    "Added under the root of RMSNorm."
     qk_norm: bool = False
     "RMSNorm on queries and keys per head (Qwen3)."
     bias: bool = False
@@ -63,10 +59,6 @@ class Shape(Settings, frozen=True, kw_only=True):
         given = {n: getattr(self, n) for n in (*shape, "context_tokens", "vocab_size")}
         low = {n: v for n, v in given.items() if v is not None and v < 1}
         found += [f"model.{name} = {value}: must be at least 1" for name, value in low.items()]
-        if not self.rope_base > 0:
-            found.append(f"model.rope_base = {self.rope_base}: must be above 0; 1e4 is usual")
-        if not self.norm_eps >= 0:
-            found.append(f"model.norm_eps = {self.norm_eps}: must be at least 0; 1e-6 is usual")
         if self.size not in SIZES or low.keys() & set(shape):
             return found
         return found + self._misfits(self.resolved())
@@ -151,6 +143,10 @@ class ModelConfig(Shape, frozen=True, kw_only=True):
     Every default is our own model: nothing here can be set in a recipe.
     """
 
+    rope_base: float = 10000.0
+    "Base of the rotary position frequencies."
+    norm_eps: float = 1e-6
+    "Added under the root of RMSNorm."
     causal: bool = True
     "False lets every position see all others (BERT)."
     head: Head = "tokens"
@@ -195,6 +191,10 @@ class ModelConfig(Shape, frozen=True, kw_only=True):
     def problems(self) -> list[str]:
         """Every rule this model breaks, in words; empty when it can be built."""
         found = super().problems()
+        if not self.rope_base > 0:
+            found.append(f"model.rope_base = {self.rope_base}: must be above 0; 1e4 is usual")
+        if not self.norm_eps >= 0:
+            found.append(f"model.norm_eps = {self.norm_eps}: must be at least 0; 1e-6 is usual")
         for name in ("classes", "head_width", "window", "token_types"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -8,21 +8,24 @@ written last, then OUT/work is removed.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
+import pyarrow as pa
 
 from fledge.core.config import differences
 from fledge.core.durable import canonical_json, run_lock, write_atomically
 from fledge.core.log import Bar, say
+from fledge.core.runtime import release_memory
 from fledge.curate.deciding import Decided, decide
 from fledge.curate.funnel import Funnel, merged
 from fledge.curate.inputs import Skipped, Split, find_splits
 from fledge.curate.plan import CurateOptions, Job, open_job
-from fledge.curate.shards import Curated, read_sidecar, remove_unfinished, write_manifest
+from fledge.curate.shards import Curated, ShardRecord, read_sidecar, remove_unfinished, row_groups, write_manifest
 from fledge.curate.sifting import Finished, Sifted, name_of
+from fledge.curate.substrings import find_repeats
 from fledge.text.curated import MANIFEST, UNFINISHED, read_manifest
 
 __all__ = ["CurateOptions", "Curated", "curate", "run"]
@@ -41,13 +44,15 @@ class Plan(msgspec.Struct, frozen=True):
 
 
 def run(options: CurateOptions) -> Path:
-    """The verb: curate, or print the funnel of what is there."""
+    """The verb: curate and draw OUT/funnel.html, or print the funnel of what is there."""
+    from fledge.curate.funnel_page import write_funnel_page
     from fledge.curate.showing import show, summary_line
 
     if options.show is not None:
         show(Path(options.show))
         return Path(options.show)
     out = curate(options)
+    write_funnel_page(out)
     say(summary_line(out))
     return out
 
@@ -58,6 +63,8 @@ def curate(options: CurateOptions, quiet: bool = False) -> Path:
     Raises ValueError for options, inputs and models that cannot be used, for an input that changed since the folder was
     begun, and where no page stays; OSError where the disk is full or may not be written.
     """
+    from fledge.curate import engine  # imports Daft
+
     if broken := options.problems():
         raise ValueError("\n".join(broken))
     out = options.folder()
@@ -69,10 +76,14 @@ def curate(options: CurateOptions, quiet: bool = False) -> Path:
         if _settled(out, plan, quiet):
             return out
         _begin(job, plan, quiet)
-        sifted = _phase("sift", job, plan, [], Sifted, quiet)
-        decided = decide(job, len(splits))
-        finished = _phase("keep", job, plan, job.decided_steps(), Finished, quiet)
-        _finish(job, plan, sifted, decided, finished)
+        try:
+            sifted = _phase("sift", job, plan, [], Sifted, quiet)
+            decided = decide(job, len(splits))
+            release_memory()  # of signatures and clusters
+            finished = _phase("keep", job, plan, job.decided_steps(), Finished, quiet)
+            _finish(job, plan, sifted, decided, finished)
+        finally:
+            engine.wait_for_workers()
     return out
 
 
@@ -169,6 +180,7 @@ def _phase(phase: str, job: Job, plan: Plan, steps: list[str], kind: type[S], qu
 
     tasks = [Task(phase, s.number, s if phase == "sift" else None, steps) for s in plan.splits]
     left = [task for task in tasks if not finished(task)]
+    left.sort(key=lambda task: -plan.splits[task.number].bytes)  # the longest first: at the end none is waited for
     if left:
         done = len(tasks) - len(left)
         bar = None if quiet else Bar(phase, steps=len(tasks), first_step=done)
@@ -188,7 +200,7 @@ def _phase(phase: str, job: Job, plan: Plan, steps: list[str], kind: type[S], qu
 
 def _finish(job: Job, plan: Plan, sifted: list[Sifted], decided: Decided, finished: list[Finished]) -> None:
     """Write the manifest and remove what led to it. Raises ValueError where no page stays."""
-    out, steps = job.out(), job.decided_steps()
+    out = job.out()
     funnel = joined(sifted, finished)
     funnel.check()
     stays = sum(f.pages.pages for f in finished)
@@ -203,13 +215,22 @@ def _finish(job: Job, plan: Plan, sifted: list[Sifted], decided: Decided, finish
         "skipped": [msgspec.to_builtins(s) for s in plan.skipped],
         "funnel": funnel,
         "duplicates": decided.duplicates,
-        "limit": {"column": job.options.keep_by, "value": decided.limit}
-        if steps and decided.limit is not None
-        else None,
+        "limit": None if decided.limit is None else {"column": job.options.keep_by, "value": decided.limit},
+        "repeats": _repeats(job, [f.pages for f in finished]) if job.options.substrings else None,
     }
     rejected = [f.rejected for f in finished if f.rejected is not None]
     write_manifest(out, [f.pages for f in finished], rejected=rejected, facts=facts)
     shutil.rmtree(job.work())
+
+
+def _repeats(job: Job, shards: Sequence[ShardRecord]) -> dict[str, Any]:
+    """What the pages that stay share word for word."""
+
+    def tables() -> Iterator[pa.Table]:
+        for record in shards:
+            yield from row_groups(job.out() / record.file, ["text", "id"])
+
+    return find_repeats(tables, job.work())
 
 
 def joined(sifted: Sequence[Sifted], finished: Sequence[Finished]) -> Funnel:

@@ -37,7 +37,7 @@ DECISION = pa.schema(
         ("cluster", pa.int64()),  # how many pages have the same page staying for them, that one included; 1 = alone
     ]
 )
-_READ_ROWS = 1 << 16  # fingerprints decoded at a time: 16 MB
+_READ_ROWS = 1 << 14  # fingerprints decoded at a time: 4 MB
 _PAIRS = 1 << 14  # compared at a time
 _UNLIKE = 0.1  # pages less alike did not meet in a band but in keys that fell together
 _LEADERS = 5000  # pages of one group that may stay before the rest is no longer compared
@@ -48,7 +48,7 @@ class Duplicates:
 
     summary: pages, exact_duplicates, near_duplicates, not_compared (pages kept since their group had too many different
     ones), clusters (pages in a cluster -> how many such clusters, in powers of two), largest_cluster (its pages and the
-    id of the one that stays), largest_group (pages joined by agreement before the first ones were chosen).
+    id of the one that stays), largest_group (pages joined before the first ones were chosen).
     """
 
     def __init__(self, keys: Sequence[Path], stays: np.ndarray, value: np.ndarray, copies: np.ndarray, notes: dict):
@@ -180,16 +180,15 @@ def _spread(keys: Sequence[Path], settings: DuplicateSettings, first: np.ndarray
             opened.enter_context(open(folder / name, "wb")) for name in ("sketches", *map(str, range(settings.bands)))
         )
         for path in keys:
-            file = opened.enter_context(pq.ParquetFile(path))
-            for batch in file.iter_batches(_READ_ROWS, columns=["bands", "sketch", "tokens"]):
-                here = np.arange(start, start + len(batch))
-                chosen = (first[here] == here) & (batch["tokens"].to_numpy() > 0)
-                sketches.write(_matrix(batch["sketch"], np.uint8)[chosen].tobytes())
-                for out, band in zip(bands, _matrix(batch["bands"], np.uint32)[chosen].T, strict=True):
-                    out.write(band.tobytes())
-                rows.append(here[chosen])
-                start += len(batch)
-            file.close()
+            with pq.ParquetFile(path) as file:
+                for batch in file.iter_batches(_READ_ROWS, columns=["bands", "sketch", "tokens"]):
+                    here = np.arange(start, start + len(batch))
+                    chosen = (first[here] == here) & (batch["tokens"].to_numpy() > 0)
+                    sketches.write(_matrix(batch["sketch"], np.uint8)[chosen].tobytes())
+                    for out, band in zip(bands, _matrix(batch["bands"], np.uint32)[chosen].T, strict=True):
+                        out.write(band.tobytes())
+                    rows.append(here[chosen])
+                    start += len(batch)
     return np.concatenate(rows)
 
 

@@ -21,7 +21,7 @@ GARBLED = "garbled encoding"
 MOST_CONTROLS = 0.02  # of a text's characters; tuned here: binary files have a tenth and more
 MOST_REPLACED = 0.001  # tuned here: one page in French or curly quotes that lost its accents has 0.002 and more
 MOST_GARBLED = 0.005
-SAMPLE_BYTES = 24
+SAMPLE_BYTES, SAMPLE_CHARS = 24, 200
 
 _MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF32_LE, "utf-32-le"), (codecs.BOM_UTF32_BE, "utf-32-be"),
           (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))  # fmt: skip
@@ -89,9 +89,9 @@ def proper(text: str, read: str | None = None) -> tuple[str, str | None]:
     text, repaired = _undone(text)
     lost = sum(len(match) for match in _REPLACED.findall(text))
     if lost > MOST_REPLACED * len(text):
-        raise RowRejected(REPLACED, text)
+        raise RowRejected(REPLACED, text[:SAMPLE_CHARS])
     if max(_weight(text), len(_C1.findall(text))) > max(3, MOST_GARBLED * len(text)):
-        raise RowRejected(GARBLED, text)
+        raise RowRejected(GARBLED, text[:SAMPLE_CHARS])
     return text, "; ".join(filter(None, (read, repaired))) or None
 
 

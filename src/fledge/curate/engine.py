@@ -6,15 +6,16 @@ not given out again, a worker that dies costs one more try, and workers of a dri
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import secrets
-import sys
+import socket
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from typing import Any, Literal
 
 import msgspec
@@ -31,9 +32,11 @@ os.environ.setdefault("DO_NOT_TRACK", "true")  # read when daft is imported
 os.environ.setdefault("DAFT_PROGRESS_BAR", "0")
 os.environ.setdefault("DAFT_SHOW_QUERY_ID", "0")
 import daft
+from daft.execution.udf import UdfHandle
 
 _TRIES = 3  # of a set of tasks in which a worker died and nothing was finished
 _WATCH_SECONDS = 0.5
+_START_SECONDS = 1.0
 _END_SECONDS = 10.0
 _ATTEMPT = "attempt"
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"), "1")
@@ -172,6 +175,7 @@ def run_tasks(job: Job, tasks: Sequence[Task], finished: Callable[[Task], bool])
                     yield _checked(summary)
             left = []
         except _WorkerDied as death:
+            wait_for_workers()
             left = [task for task in left if not finished(task)]
             tries = _TRIES if len(left) < before else tries - 1
             if not tries:
@@ -192,19 +196,24 @@ def _attempt(job: Job, tasks: Sequence[Task]) -> Iterator[Summary]:
     """One run of the plan. Raises _WorkerDied."""
     native = job.options.ray is None
     unordered = daft.context.execution_config_ctx(maintain_order=False)  # in order, it deals tasks out in turn
-    with _this_attempt(job) as token, _one_thread(native), unordered:
+    with _this_attempt(job) as token, _one_thread(native), unordered, ExitStack() as held:
         job = msgspec.structs.replace(job, attempt=token, driver=os.getpid() if native else None)
         workers = workers_of(job.options.workers, len(tasks))
+        if native:
+            held.enter_context(_starts_watched(workers))
         work = daft.cls(Work, use_process=True, max_concurrency=workers)
         frame = daft.from_pydict({"task": [msgspec.json.encode(task).decode() for task in tasks]})
         if not native:
             frame = frame.into_partitions(len(tasks))
         rows = frame.select(work(job)(daft.col("task")).alias("summary")).iter_rows(None)
         while True:
+            row, death = None, None
             try:
                 row = next(rows, None)
             except Exception as error:
-                raise _WorkerDied(" ".join(str(error).split())[-300:]) from error
+                death = " ".join(str(error).split())[-300:]
+            if death is not None:  # raised here, without the error: its traceback would hold Daft's worker
+                raise _WorkerDied(death)
             if row is None:
                 return
             yield msgspec.json.decode(row["summary"], type=Summary)
@@ -219,25 +228,60 @@ def _this_attempt(job: Job) -> Iterator[str]:
         yield token
     finally:
         path.unlink(missing_ok=True)
-        _wait_for_threads()
 
 
-def _wait_for_threads() -> None:
-    """Wait until Daft's threads have left Python: at the end of the process, one that is still waiting for its worker
-    (which ends itself now) would abort it."""
+def _workers() -> list[UdfHandle]:
+    """Daft's side of the native workers of this process, past ones too while something holds them."""
+    return [held for held in gc.get_objects() if type(held) is UdfHandle]
+
+
+@contextmanager
+def _starts_watched(count: int) -> Iterator[None]:
+    """Daft waits for ever for a worker that died before it called back: knock at its door in its place, which Daft
+    takes for a failed start."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(_START_SECONDS):
+            called = [worker for worker in _workers() if "handle_conn" in vars(worker) and _runs(worker)]
+            if len(called) >= count:
+                return
+            for worker in _workers():
+                process = vars(worker).get("process")
+                if "handle_conn" not in vars(worker) and process is not None and process.poll() is not None:
+                    with suppress(OSError), socket.socket(socket.AF_UNIX) as door:
+                        door.connect(worker.socket_path)
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
+def wait_for_workers() -> None:
+    """Wait until Daft has let go of all its workers, which happens in threads of its own after the last answer.
+
+    A process that ends while one of them is in Python code is aborted (exit code 134); workers of an attempt that has
+    failed end themselves within two looks at its name.
+    """
     stop = time.monotonic() + _END_SECONDS
-    while time.monotonic() < stop:
-        frames = [frame.f_code.co_filename for frame in sys._current_frames().values()]
-        if not any("multiprocessing" in name or "selectors" in name or "daft" in name for name in frames):
-            return
-        time.sleep(0.01)
+    while time.monotonic() < stop and any(map(_runs, _workers())):
+        time.sleep(0.02)
+    time.sleep(0.05)  # from the end of the last one to releasing the interpreter
+
+
+def _runs(worker: UdfHandle) -> bool:
+    """Whether Daft has not collected this worker's process yet."""
+    process = vars(worker).get("process")  # set while the worker is made
+    return process is None or process.returncode is None
 
 
 @contextmanager
 def _one_thread(native: bool) -> Iterator[None]:
     """Native workers inherit one thread each for numeric libraries: there are as many workers as cores."""
     before = {name: os.environ.get(name) for name in _ONE_THREAD}
-    log = logging.getLogger("daft")
+    log = logging.getLogger("daft_local_execution")
     level = log.level
     if native:
         os.environ.update(_ONE_THREAD)

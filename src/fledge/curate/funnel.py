@@ -15,6 +15,7 @@ from fledge.curate.shards import characters, estimated_tokens
 
 SAMPLES = 5  # of each rule
 SAMPLE_CHARACTERS = 160
+EVIDENCE = "contaminated_by"  # tells more than the start of a page
 
 
 class Sizes(NamedTuple):
@@ -70,7 +71,7 @@ class Sample(msgspec.Struct, frozen=True):
     id: str
     source: str
     value: float | None
-    text: str  # its start
+    text: str  # its start, or the evaluation text in it
 
 
 class Funnel(msgspec.Struct, frozen=True):
@@ -196,7 +197,10 @@ def _grouped(keys: Sequence[pa.ChunkedArray], sizes: Sizes) -> list[tuple[tuple[
 
 
 def _samples(step: str, rejected: pa.Table) -> list[Sample]:
-    texts = pc.utf8_slice_codeunits(pc.fill_null(rejected["text"], ""), 0, SAMPLE_CHARACTERS).to_pylist()
+    shown = pc.fill_null(rejected["text"], "")
+    if EVIDENCE in rejected.column_names:
+        shown = pc.coalesce(rejected[EVIDENCE].cast(shown.type), shown)
+    texts = pc.utf8_slice_codeunits(shown, 0, SAMPLE_CHARACTERS).to_pylist()
     columns = (rejected[name].to_pylist() for name in (REASON, "id", "source", VALUE))
     return [
         Sample(step, reason, id, source, value, text)

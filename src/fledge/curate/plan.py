@@ -152,6 +152,7 @@ def open_job(options: CurateOptions) -> tuple[Job, dict[str, Any]]:
     Raises ValueError for a recipe, model or evaluation file that cannot be used.
     """
     job = Job(options, load_recipe_of(options.recipe), "", str(options.folder().absolute()))
+    kernels_of_job(job)  # what they cannot use is told here, before anything is written
     scorers = open_scorers(job)
     if job.judges_scores():
         keep_by(job, scorers)

@@ -202,7 +202,8 @@ class Scan:
         """[N+1] uint64: sums of character hash * base^place, of which every segment's hash is a difference."""
         sums = np.empty(len(self.code) + 1, np.uint64)
         sums[0] = 0
-        small, large = _powers(_BASE, _CHUNK), _powers(pow(_BASE, _CHUNK, 1 << 64), len(sums) // _CHUNK + 1)
+        chunks = -(-len(self.code) // _CHUNK)
+        small, large = _powers(_BASE, _CHUNK), _powers(pow(_BASE, _CHUNK, 1 << 64), chunks)
         for number, power in enumerate(large):  # in chunks, so that what is in between stays in the cache
             first = number * _CHUNK
             value = self.code[first : first + _CHUNK] * _FACTOR  # uint64

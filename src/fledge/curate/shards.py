@@ -25,10 +25,11 @@ from fledge.text.curated import FORMAT, MANIFEST, Manifest, ShardRecord, read_ma
 
 __all__ = [
     "Curated", "ShardRecord", "ShardWriter", "aligned", "characters", "estimated_tokens", "read_sidecar",
-    "remove_unfinished", "require_whole", "write_manifest", "write_shard", "write_sidecar",
+    "remove_unfinished", "require_whole", "row_groups", "write_manifest", "write_shard", "write_sidecar",
 ]  # fmt: skip
 
 _UNFINISHED = ".tmp"
+_BLOCK_BYTES = 1 << 20  # of text counted at a time
 _COMPRESSION_LEVEL = 3  # zstd's default
 _FEW_VALUES = ("language", "step", "reason", "repaired", "style", "contaminated_by")  # worth a dictionary
 T = TypeVar("T")
@@ -46,19 +47,18 @@ def estimated_tokens(text: pa.ChunkedArray | pa.Array) -> np.ndarray:
     if not len(array):
         return counts
     starts = np.frombuffer(array.buffers()[1], np.int64)[array.offset : array.offset + len(array) + 1]
-    if starts[0] == starts[-1]:
-        return counts
-    data = np.frombuffer(array.buffers()[2], np.uint8)[starts[0] : starts[-1]]
-    starts = starts - starts[0]
-    filled = starts[:-1] < starts[1:]
-    han = (data >= 0xE4) & (data <= 0xE9)
-    space = data <= 0x20
-    begins = np.empty(len(data), bool)
-    begins[1:] = space[:-1]
-    begins[starts[:-1][filled]] = True
-    begins &= ~space
-    begins |= han
-    counts[filled] = np.add.reduceat(begins, starts[:-1][filled], dtype=np.int64)
+    data = np.frombuffer(array.buffers()[2] or b"", np.uint8)
+    for first in range(starts[0], starts[-1], _BLOCK_BYTES):
+        block = data[first : min(first + _BLOCK_BYTES, starts[-1])]
+        space = block <= 0x20
+        begins = np.empty(len(block), bool)  # of a word
+        begins[0] = data[first - 1] <= 0x20
+        begins[1:] = space[:-1]
+        pages = starts[:-1] - first
+        begins[pages[(pages >= 0) & (pages < len(block))]] = True
+        begins &= ~space
+        begins |= (block - np.uint8(0xE4)) <= 5  # E4..E9; below, it wraps around
+        counts += np.diff(np.searchsorted(np.flatnonzero(begins), starts - first))
     return counts
 
 
@@ -161,6 +161,13 @@ def write_shard(
         return writer.close(folder or path.parent.parent)
 
 
+def row_groups(path: Path, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """The pages of one shard, a row group at a time."""
+    with pq.ParquetFile(path) as shard:
+        for group in range(shard.num_row_groups):
+            yield shard.read_row_group(group, columns=None if columns is None else list(columns))
+
+
 def remove_unfinished(folder: Path) -> None:
     """Delete what killed writers left in `folder`; only for who knows that none is at work."""
     for left in folder.glob(f".*{_UNFINISHED}"):
@@ -213,9 +220,7 @@ class Curated:
     def tables(self, columns: Sequence[str] | None = None, *, rejected: bool = False) -> Iterator[pa.Table]:
         """The pages, shard by shard, at most a row group at a time. Raises ValueError naming a shard that differs."""
         for record in self.manifest.rejected if rejected else self.manifest.shards:
-            with pq.ParquetFile(require_whole(self.folder, record)) as shard:
-                for group in range(shard.num_row_groups):
-                    yield shard.read_row_group(group, columns=None if columns is None else list(columns))
+            yield from row_groups(require_whole(self.folder, record), columns)
 
     def texts(self) -> Iterator[str]:
         """The text of every page, in order."""

@@ -19,6 +19,7 @@ from fledge.text.curated import MANIFEST, read_manifest
 
 _PIPED_WIDTH = 200  # where nobody's window ends a line
 _SAMPLE_WIDTH = 100
+_SHOWN_PASSAGES = 5
 _SAMPLES = 2  # of each rule on the screen; the manifest holds five
 
 
@@ -152,7 +153,7 @@ def _notes(shown: Shown) -> Iterator[str]:
     if counted := {name: number for name, number in shown.funnel.counted.items() if number}:
         yield "\ncounted in pages that stay: " + ", ".join(f"{name} {number:,}" for name, number in counted.items())
     if duplicates := shown.facts.get("duplicates"):
-        yield f"duplicates: {msgspec.json.encode(duplicates).decode()}"
+        yield _duplicates(duplicates)
     if limit := shown.facts.get("limit"):
         yield f"limit: {limit['column']} {limit['value']:.6g}"
     if skipped := shown.facts.get("skipped"):
@@ -160,3 +161,17 @@ def _notes(shown: Shown) -> Iterator[str]:
         for each in skipped:
             reasons[each["reason"]] = reasons.get(each["reason"], 0) + 1
         yield "files not read: " + ", ".join(f"{count:,} {visible(reason)}" for reason, count in reasons.items())
+    if repeats := shown.facts.get("repeats"):
+        yield f"\n{repeats['share']:.2%} of the tokens stand in passages that several pages share; the most repeated:"
+        for passage in repeats["passages"][:_SHOWN_PASSAGES]:
+            text = visible(" ".join(passage["text"].split())[:_SAMPLE_WIDTH])
+            yield f"  {passage['pages']:,} pages, {passage['tokens']:,} tokens: {text}"
+
+
+def _duplicates(summary: dict[str, Any]) -> str:
+    """One line on clusters of copies."""
+    sizes = ", ".join(f"{count:,} of {size}" for size, count in summary["clusters"].items()) or "none"
+    largest = summary["largest_cluster"]
+    of = f"; the largest has {largest['pages']:,} ({largest['id']})" if largest else ""
+    left = f"; {summary['not_compared']:,} pages not compared" if summary["not_compared"] else ""
+    return f"clusters of copies (pages in each): {sizes}{of}{left}"

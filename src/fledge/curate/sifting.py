@@ -10,9 +10,7 @@ Both give the same bytes for the same shard, so doing one twice, or at the same 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -31,6 +29,7 @@ from fledge.curate.shards import (
     ShardWriter,
     read_sidecar,
     require_whole,
+    row_groups,
     write_sidecar,
 )
 
@@ -188,8 +187,8 @@ def keep(job: Job, number: int, decided_steps: list[str]) -> Finished:
     decisions = pq.read_table(work / name_of("decided", number))
     part = name_of("part", number)
     tally = Tally(decided_steps)
-    with ExitStack() as open_files, pq.ParquetFile(work / name_of("sifted", number)) as shard:
-        schema = shard.schema_arrow.remove_metadata()
+    with ExitStack() as open_files:
+        schema = pq.read_schema(work / name_of("sifted", number)).remove_metadata()
         if job.looks_for_duplicates():
             schema = schema.append(pa.field(CLUSTER, pa.int64()))
         pages = open_files.enter_context(ShardWriter(out / "data" / part, schema))
@@ -197,10 +196,10 @@ def keep(job: Job, number: int, decided_steps: list[str]) -> Finished:
         if job.options.rejects:
             outcome = pa.schema([*schema, *_OUTCOME])
             rejected = open_files.enter_context(ShardWriter(out / "rejected" / part, outcome))
-            for group in _groups(work / name_of("rejected", number)):
+            for group in row_groups(work / name_of("rejected", number)):
                 rejected.write(group)
         first = 0
-        for group in _row_groups(shard):
+        for group in row_groups(work / name_of("sifted", number)):
             here = decisions.slice(first, len(group))
             first += len(group)
             pages.write(_decide(group, here, decided_steps, tally, rejected, job.looks_for_duplicates()))
@@ -246,15 +245,6 @@ def _account_finished(sifted: Sifted, finished: Finished) -> None:
     if sifted.rejected is not None and finished.rejected is not None:
         came = sifted.pages.pages + sifted.rejected.pages
         assert came == finished.pages.pages + finished.rejected.pages, "pages were lost"
-
-
-def _row_groups(shard: pq.ParquetFile) -> Iterator[pa.Table]:
-    return (shard.read_row_group(number) for number in range(shard.num_row_groups))
-
-
-def _groups(path: Path) -> Iterator[pa.Table]:
-    with pq.ParquetFile(path) as shard:
-        yield from _row_groups(shard)
 
 
 def nothing_decided(pages: int) -> pa.Table:

@@ -20,6 +20,7 @@ _START = re.compile(rb"WARC/[01]\.\d{1,3}\r?\n")
 _END = re.compile(rb"\r?\n\r?\n")
 _FIELD = re.compile(rb"^([\w-]+)[ \t]*:[ \t]*(.*?)[ \t\r]*$", re.M)
 _LONGEST_START = 16
+SAMPLE_BYTES = 24
 
 
 class Record(NamedTuple):
@@ -90,7 +91,7 @@ def warc_records(chunks: Iterable[bytes | Break], longest: int) -> Iterator[Reco
                 yield _to_next_start(window, "damaged packing", 0)
                 continue
             return
-        window.has(_LONGEST_START)
+        window.has(SAMPLE_BYTES)
         if not _START.match(window.data):
             yield _to_next_start(window, "no WARC record", 0)
         else:
@@ -105,7 +106,7 @@ def _skip_line_ends(window: _Window) -> None:
 
 def _to_next_start(window: _Window, why: str, skip: int) -> Gap:
     """Drop bytes up to the next record, over at least `skip` of them."""
-    sample, dropped = bytes(window.data[:24]), 0
+    sample, dropped = bytes(window.data[:SAMPLE_BYTES]), 0
     while True:
         if found := _START.search(window.data, skip):
             del window.data[: found.start()]
@@ -130,7 +131,7 @@ def _to_next_start(window: _Window, why: str, skip: int) -> Gap:
 def _record(window: _Window, longest: int) -> Record | Gap:
     while (end := _END.search(window.data)) is None and len(window.data) < HEADER_BYTES and window.grow():
         pass
-    if end is None:
+    if end is None or end.start() > HEADER_BYTES or _START.search(window.data, 1, end.start()):
         return _to_next_start(window, "header of a record without an end", 1)
     head = bytes(window.data[: end.end()])
     fields = {name.decode("ascii").lower(): value.decode("utf-8", "backslashreplace")
@@ -172,7 +173,7 @@ def _long_record(window: _Window, fields: dict[str, str], head: bytes, length: i
         found = _START.search(window.data, skip)
         if found and found.start() < left:
             del window.data[: found.start()]
-            return Gap("record of another length than it states", found.start(), head[:24])
+            return Gap("record of another length than it states", found.start(), head[:SAMPLE_BYTES])
         drop = min(left, max(0, len(window.data) - _LONGEST_START))
         del window.data[:drop]
         left, skip = left - drop, max(0, skip - drop)

@@ -72,9 +72,7 @@ def _import_foreign(options: ModelImportOptions) -> Path:
 
     out = Path(options.out)
     recipe = {"recipe": msgspec.to_builtins(options)}  # fixed once the folder has proved usable
-    saved = import_foreign(
-        options.path, out, recipe, template=options.template, context_tokens=options.context_tokens
-    )
+    saved = import_foreign(options.path, out, recipe, template=options.template, context_tokens=options.context_tokens)
     fix_recipe(out, "import", options)
     card = load_checkpoint(saved).card
     if card["ignored"]:

@@ -61,7 +61,9 @@ def class_of(config: transformers.PretrainedConfig, name: str) -> type[transform
     made = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     made = made[0] if isinstance(made, tuple) else made
     if config.architectures not in (None, [], [made.__name__]):
-        raise ValueError(f"{name}: architectures = {config.architectures!r}: of {config.model_type}, {made.__name__} is run")
+        raise ValueError(
+            f"{name}: architectures = {config.architectures!r}: of {config.model_type}, {made.__name__} is run"
+        )
     return made
 
 
@@ -73,7 +75,9 @@ def model_config(config: transformers.PretrainedConfig, context_tokens: int | No
     if context_tokens is None and longest is None:
         raise ValueError(f"config.json of {config.model_type} names no longest sequence: set --context-tokens")
     if longest is not None and context_tokens is not None and context_tokens > longest:
-        raise ValueError(f"context_tokens = {context_tokens}: the model was made for {longest}: it can only be shortened")
+        raise ValueError(
+            f"context_tokens = {context_tokens}: the model was made for {longest}: it can only be shortened"
+        )
     heads = held.get("num_attention_heads") or 1
     return ModelConfig(
         vocab_size=held["vocab_size"],
@@ -114,6 +118,9 @@ class ForeignModel(DecodesItself):
         super().train(mode)
         self.network.eval()  # what dropout would do
         return self
+
+    def initialise(self, seed: int) -> "ForeignModel":
+        raise ValueError(f"{self.network.config.model_type} cannot begin with fresh weights here: leave `fresh` out")
 
     @property
     def embedding(self) -> Tensor:
@@ -241,7 +248,9 @@ def documents(doc: Tensor) -> list[tuple[Tensor, Tensor]]:
     for row, numbers in enumerate(doc.cpu()):
         numbers, lengths = torch.unique_consecutive(numbers, return_counts=True)
         starts = lengths.cumsum(0) - lengths
-        runs += [(n, row, s) for d, n, s in zip(numbers.tolist(), lengths.tolist(), starts.tolist(), strict=True) if d >= 0]
+        runs += [
+            (n, row, s) for d, n, s in zip(numbers.tolist(), lengths.tolist(), starts.tolist(), strict=True) if d >= 0
+        ]
     runs.sort()
     found = []
     while runs:

@@ -34,7 +34,14 @@ from fledge.text.chat_format import ChatFormat
 from fledge.text.chat_template import Choice, derive
 from fledge.text.tokenizer import Tokenizer
 
-_SMALL = ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja", INDEX)
+_SMALL = (
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "generation_config.json",
+    "chat_template.jinja",
+    INDEX,
+)
 
 
 def import_foreign(
@@ -85,9 +92,7 @@ def import_foreign(
         "fledge": __version__,
     }  # fmt: skip
     with run_lock(out):
-        saved = save_checkpoint(
-            out, 0, model=model.state_dict(), optimizer={}, state={}, card=card, tokenizer=data
-        )
+        saved = save_checkpoint(out, 0, model=model.state_dict(), optimizer={}, state={}, card=card, tokenizer=data)
         write_atomically(out / "done.json", canonical_json({"step": 0}))
     return saved
 
@@ -166,7 +171,10 @@ def _write_tokenizer(folder: Path, found: Checkpoint, config: ModelConfig) -> No
     held = found.card.get("chat_format")
     tokenizer = Tokenizer(found.files["tokenizer.json"], msgspec.convert(held, ChatFormat) if held else None)
     names = {k: v for k, v in found.card["imported"]["tokens"].items() if k.endswith("_token")}
-    names |= {"eos_token": tokenizer.slow.id_to_token(tokenizer.end), "pad_token": tokenizer.slow.id_to_token(tokenizer.pad)}
+    names |= {
+        "eos_token": tokenizer.slow.id_to_token(tokenizer.end),
+        "pad_token": tokenizer.slow.id_to_token(tokenizer.pad),
+    }
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": config.context_tokens,

@@ -21,6 +21,7 @@ from fledge.world.facts import RELATIONS
 from fledge.world.junk import BOILERPLATE
 from fledge.world.relations import capital
 from fledge.world.style import end, join
+from fledge.world.words import FLOWERS, TRADES
 
 TYPOS = {"en": 0.05, "zh": 0.01}
 """Share of words of four letters and more (Chinese: of characters) that are mistyped."""
@@ -94,6 +95,7 @@ def _vocabulary() -> dict[str, str | None]:
         for s in r.wording("en").statements
         for w in _WORD.findall(re.sub(r"\{.\}", "", s))
     }
+    others = {word for pair in (*FLOWERS, *TRADES) for word in _WORD.findall(pair[0])}  # right as they stand
     near: dict[str, str | None] = {}
     for word in sorted(words):
         for i in range(len(word)):
@@ -103,7 +105,7 @@ def _vocabulary() -> dict[str, str | None]:
                 word[:i] + word[i : i + 2][::-1] + word[i + 2 :],
             ):
                 near[form] = word if near.get(form, word) == word else None
-    return {form: word for form, word in near.items() if form not in words and len(form) >= 3}
+    return {form: word for form, word in near.items() if form not in words | others and len(form) >= 3}
 
 
 def mended(sentence: str) -> str:

@@ -38,9 +38,10 @@ ARMS = {
     "repeated": ("part",),
     "wiki": ("wiki",),
     "qa": ("qa",),
-    "mixed": ("raw", "raw", "wiki", "qa"),
+    "mixed": ("raw", "wiki"),
+    "three": ("raw", "raw", "wiki", "qa"),
 }
-"""Arm -> its texts, each with the same weight; "mixed" is half real, a quarter in each of two styles."""
+"""Arm -> its texts, each with the same weight; "mixed" and "three" are half real, the rest in one style or in two."""
 FRACTIONS = (0.25, 0.5, 1.0)
 MEASURES = ("cloze", "answers", "clean_bits", "noisy_bits")
 CONTEXT_TOKENS, VOCABULARY, PASSAGE_TOKENS = 128, 2048, 300
@@ -57,7 +58,7 @@ class RephrasingOptions(Settings, frozen=True, kw_only=True):
     "Folder of the experiment; what is done is kept and the rest continues."
     pages: int | None = None
     "Most pages of facts to use; none takes all of the quick world, about 12,000."
-    tokens: int | str = "1M"
+    tokens: int | str = "2M"
     "Largest token budget; a quarter and a half of it are run too."
     size: str = "pocket"
     "Size of the models."

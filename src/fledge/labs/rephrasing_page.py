@@ -12,10 +12,11 @@ NAMES = {
     "repeated": "a quarter of raw, repeated",
     "wiki": "rephrased, wiki style",
     "qa": "rephrased, questions and answers",
-    "mixed": "real and rephrased 1:1",
+    "mixed": "real and wiki style 1:1",
+    "three": "real, wiki, questions 2:1:1",
 }
-_SHORT = {"repeated": "raw repeated", "wiki": "wiki", "qa": "Q/A", "mixed": "1:1"}
-_COLOURS = {"raw": "base", "repeated": "control", "wiki": "sft", "qa": "reward", "mixed": "aligned"}
+_SHORT = {"repeated": "raw repeated", "wiki": "wiki", "qa": "Q/A", "mixed": "1:1", "three": "2:1:1"}
+_COLOURS = {"raw": "base", "repeated": "control", "wiki": "sft", "qa": "reward", "mixed": "aligned", "three": "ink"}
 _PANELS = (
     ("cloze", "facts completed", True),
     ("answers", "questions answered", True),
@@ -84,19 +85,18 @@ def _figure(total: Total) -> str:
     for key, title, share in _PANELS:
         lines = [
             over_seeds(_curves(total, arm), "tokens", "tokens", key, label=_SHORT.get(arm, arm), colour=_COLOURS[arm],
-                       dash=DASHES[n], marker=MARKERS[n])
+                       dash=DASHES[n % 5], marker=MARKERS[n % 5])
             for n, arm in enumerate(NAMES)
             if _curves(total, arm)
         ]  # fmt: skip
         panels.append(Panel(title, lines, percent=share, from_zero=share))
     alt = "Facts completed, questions answered, and bits per byte of clean and noisy pages, against tokens"
     sentence = "Marks are means over seeds, bands reach from the lowest to the highest seed."
-    return figure(
-        "The same tokens of different text",
-        "同樣的詞元數",
-        panel_chart("rephrasing", panels, alt, over="tokens"),
-        sentence,
+    drawn = "".join(
+        panel_chart(f"rephrasing {kind}", panels, alt, over="tokens", size=size, kind=f"chart {kind}")
+        for kind, size in (("wide", (9.6, 7.6)), ("narrow", (4.9, 8.4)))
     )
+    return figure("The same tokens of different text", "同樣的詞元數", drawn, sentence)
 
 
 def _table(total: Total) -> str:

@@ -7,9 +7,10 @@ from typing import Any
 import msgspec
 
 from fledge.core.log import say
-from fledge.curate.command import CurateOptions, curate
+from fledge.curate.command import CurateOptions
+from fledge.curate.command import run as curate
 from fledge.curate.shards import Curated
-from fledge.curate.showing import open_funnel, summary_line
+from fledge.curate.showing import open_funnel
 from fledge.world import World, WorldConfig
 
 _SHARDS_BYTES = "8M"  # of input each: a few shards, so that all cores have one
@@ -43,7 +44,6 @@ def prepare(recipe, out: Path) -> dict[str, Any] | None:
         languages=recipe.languages, mask_personal=yours, split_bytes=_SHARDS_BYTES,
     )  # fmt: skip
     clean = curate(options)
-    say(summary_line(clean))
     held = open_funnel(clean)
     return {
         "recipe": held.facts["recipe"],

@@ -9,6 +9,7 @@ import msgspec
 from fledge.core.checkpoint import list_checkpoints, load_checkpoint, read_serving
 from fledge.core.config import Settings
 from fledge.stages.common import read_recipe
+from fledge.text.curated import UNFINISHED
 
 _PATTERNS = ("recipe.json", "*/recipe.json", "*/*/recipe.json", "rounds/*/*/recipe.json", "*/rounds/*/*/recipe.json")
 _LEARNT_FROM = ("chats", "pairs", "votes")  # fields of recipes that name files
@@ -65,7 +66,8 @@ def status(run: Path) -> tuple[str, int]:
     step = int(found[-1].name.split("-")[1]) if found else 0
     if any((run / name).exists() for name in _LAST_WRITTEN):
         return "done", step
-    return "interrupted" if found or any(run.glob("*/**/recipe.json")) else "not started", step
+    begun = found or (run / UNFINISHED).exists() or any(run.glob("*/**/recipe.json"))
+    return "interrupted" if begun else "not started", step
 
 
 _PIPED_WIDTH = 400  # where nobody's window ends a line

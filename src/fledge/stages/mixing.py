@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,46 +24,63 @@ class Mixture(NamedTuple):
     said: str  # for people: what each text will give, and when its cap is reached
 
 
+class Share(NamedTuple):
+    """One text's entry of a recipe's weights; a cap that is None sets none."""
+
+    weight: float
+    most_epochs: float | None = None
+    most_tokens: int | None = None
+
+
+def parse_share(entry: float | str) -> Share:
+    """3, "3:4x" (at most four times through the text) or "3:2M" (at most two million tokens of it)."""
+    text, colon, cap = str(entry).partition(":")
+    try:
+        weight = float(text)
+        epochs = float(cap[:-1]) if cap.endswith("x") else None
+        share = Share(weight, epochs, parse_count(cap) if colon and epochs is None else None)
+    except ValueError:
+        share = Share(0.0)
+    if not 0 < share.weight < math.inf or not 0 < (share.most_epochs or 1.0) < math.inf or share.most_epochs == 0:
+        raise ValueError(
+            f"weights: {entry!r} must be a finite number above 0, alone or with its most after a colon, such as 3, 3:4x "
+            "(times through the text) or 3:2M (tokens); leave a text out instead of weighing it 0"
+        )
+    return share
+
+
 def mixture_problems(recipe: PretrainRecipe) -> list[str]:
-    """Every rule that weights and caps break, in words."""
+    """Every rule that the weights break, in words."""
     texts, found = len(recipe.text), []
-    caps = {"max_epochs": recipe.max_epochs, "max_tokens": recipe.max_tokens}
     if recipe.weights and len(recipe.weights) != texts:
-        found.append(f"weights = {recipe.weights}: must be one number per text, and there are {texts}")
-    for weight in recipe.weights:
-        if not 0 < weight < float("inf"):
-            found.append(f"weights: {weight} must be a finite number above 0; leave a text out instead")
-    for name, given in caps.items():
-        if given and not recipe.weights:
-            found.append(f"{name}: needs weights, one per text, such as --weights 1 for each")
-        elif given and len(given) not in (1, texts):
-            found.append(f"{name} = {given}: must be one number for all or one per text, and there are {texts}")
-    for epochs in recipe.max_epochs:
-        if epochs is not None and not 0 < epochs < float("inf"):
-            found.append(f"max_epochs: {epochs} must be a finite number above 0; none sets no cap")
-    for count in recipe.max_tokens:
+        found.append(f"weights = {recipe.weights}: must be one per text, and there are {texts}")
+    for entry in recipe.weights:
         try:
-            parse_count(count)
+            parse_share(entry)
         except ValueError as error:
-            found.append(f"max_{error}")
+            found.append(str(error))
     return found
 
 
-def shares(weights: Sequence[float]) -> list[float]:
+def shares(weights: Sequence[float | str]) -> list[float]:
     """The weights as shares of 1."""
-    return [weight / sum(weights) for weight in weights]
+    found = [parse_share(entry).weight for entry in weights]
+    return [weight / sum(found) for weight in found]
 
 
 def mix(recipe: PretrainRecipe, stores: Sequence[TokenStore], length: int) -> Mixture:
     """The texts at their weights. Raises ValueError where the caps leave less than the recipe trains on."""
     rows = rows_of(recipe.train, length)
     parts = []
-    for number, (store, weight) in enumerate(zip(stores, recipe.weights, strict=True)):
-        source = DocumentSource(store, rows=rows, length=length, seed=seed_of(recipe.train.seed, number))
-        parts.append(Part(source, weight, _cap(recipe, number, source)))
+    for number, (store, entry) in enumerate(zip(stores, recipe.weights, strict=True)):
+        source, share = (
+            DocumentSource(store, rows=rows, length=length, seed=seed_of(recipe.train.seed, number)),
+            parse_share(entry),
+        )
+        parts.append(Part(source, share.weight, _cap(recipe.text[number], share, source)))
     source = MixedSource(parts, rows=rows, mask_repeats=recipe.mask_repeats)
     config = _with_steps(recipe, parts, rows, length)
-    plan = forecast(recipe.weights, [part.most_rows for part in parts], config.steps * rows)
+    plan = forecast([part.weight for part in parts], [part.most_rows for part in parts], config.steps * rows)
     card = [
         {
             "text": path, "weight": part.weight, "most_rows": part.most_rows, "documents": len(store),
@@ -73,19 +91,17 @@ def mix(recipe: PretrainRecipe, stores: Sequence[TokenStore], length: int) -> Mi
     return Mixture(source, config, {"sources": card}, _in_words(recipe, parts, plan, rows, length))
 
 
-def _cap(recipe: PretrainRecipe, number: int, source: DocumentSource) -> int | None:
-    """Most rows of text `number`, of both its caps the lower one."""
-    epochs, count = (
-        given[number if len(given) > 1 else 0] if given else None for given in (recipe.max_epochs, recipe.max_tokens)
-    )
-    caps = [] if epochs is None else [int(epochs * source.rows_per_epoch)]
-    caps += [] if count is None else [parse_count(count) // source.length]
-    if caps and min(caps) < 1:
-        raise ValueError(
-            f"{recipe.text[number]}: its cap (max_epochs {epochs}, max_tokens {count}) holds no row of "
-            f"{source.length} tokens: raise it, or leave the text out"
-        )
-    return min(caps, default=None)
+def _cap(text: str, share: Share, source: DocumentSource) -> int | None:
+    """Most rows of a text; None without a cap."""
+    if share.most_epochs is not None:
+        most = int(share.most_epochs * source.rows_per_epoch)
+    elif share.most_tokens is not None:
+        most = share.most_tokens // source.length
+    else:
+        return None
+    if most < 1:
+        raise ValueError(f"{text}: its cap holds no row of {source.length} tokens: raise it, or leave the text out")
+    return most
 
 
 def _with_steps(recipe: PretrainRecipe, parts: Sequence[Part], rows: int, length: int) -> TrainConfig:
@@ -99,7 +115,7 @@ def _with_steps(recipe: PretrainRecipe, parts: Sequence[Part], rows: int, length
     if most is not None and (config.steps - 1) * rows >= most:
         raise ValueError(
             f"{config.steps} steps of {rows} rows need {config.steps * rows * length:,} tokens, the caps of the texts "
-            f"leave {most * length:,}: train on fewer, or raise max_epochs or max_tokens"
+            f"leave {most * length:,}: train on fewer, or raise the caps in --weights"
         )
     return config
 

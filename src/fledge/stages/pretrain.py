@@ -47,12 +47,8 @@ class PretrainRecipe(Settings, frozen=True, kw_only=True):
     "Train on no token in a span of 1 to 13 tokens that repeats this often or more; none trains on all."
     model: Shape = Shape()
     "Shape of the model."
-    weights: list[float] = []
-    "Share of each --text in the tokens, one number per --text, such as 1 and 1; none given: all texts are read as one."
-    max_epochs: list[float | None] = []
-    "Most times each weighted --text is read, one number for all or one per --text; its share then goes to the others."
-    max_tokens: list[int | str | None] = []
-    "Most tokens from each weighted --text, such as 2M, one for all or one per --text."
+    weights: list[float | str] = []
+    "Share of each --text, one per --text: 1, or with its most after a colon, 3:4x (times) or 3:2M (tokens)."
     train: TrainConfig = TrainConfig(lr=4e-3, optimizer="muon")
     "Settings of the loop."
 
@@ -119,7 +115,7 @@ def _make_stores(recipe: PretrainRecipe, folder: Path, folders: list[Path]) -> N
 
     def samples() -> Iterator[str]:
         """What the tokenizer is learned from: each text at its weight."""
-        for paths, share in zip(parts, shares(recipe.weights or [1.0]), strict=True):
+        for paths, share in zip(parts, shares(recipe.weights or [1]), strict=True):
             yield from beginning(texts(paths, Rejects()), round(share * _TOKENIZER_BYTES))
 
     def kept(paths: list[str], rejects: Rejects, apart: list[str], most: int) -> Iterator[str]:

@@ -66,7 +66,8 @@ def simplified(text: str) -> str:
 
 def shingles(text: str) -> set[tuple[str, ...]]:
     """Runs of five tokens (all of them, if fewer), where a token is a Han character or a word; case and script folded."""
-    tokens = re.findall(r"[\u3400-\u9fff]|[^\W_\u3400-\u9fff]+", simplified(text.casefold()) if HAN.search(text) else text.casefold())
+    folded = simplified(text.casefold()) if HAN.search(text) else text.casefold()
+    tokens = re.findall(r"[\u3400-\u9fff]|[^\W_\u3400-\u9fff]+", folded)
     return {tuple(tokens[i : i + SHINGLE_TOKENS]) for i in range(max(1, len(tokens) - SHINGLE_TOKENS + 1))}
 
 

@@ -71,7 +71,8 @@ def html_page(one: dict, number: int, dice: Dice) -> tuple[bytes, str]:
     """(the page's text in a site's template, in its encoding; the Content-Type of its HTTP header)."""
     language, encoding = one["language"], one["encoding"]
     text = mojibake(one["text"]) if encoding == "mojibake" else one["text"]
-    paragraphs = "\n".join(f"<p>{html.escape(part)}</p>" for part in text.split("\n") if part.strip())
+    blocks = [html.escape(block).replace("\n", "<br>\n") for block in text.split("\n\n") if block.strip()]
+    paragraphs = "\n".join(f"<p>{block}</p>" for block in blocks)
     frame = dice.pick(("article", 'main id="content"', 'div class="post-body"'))
     menu, foot, more = dice.sample(BOILERPLATE[language], 4), *dice.sample(BOILERPLATE[language], 2)
     codec = {"utf-8": "utf-8", "mojibake": "utf-8", "big5": "big5", "undeclared": "big5"}[encoding]

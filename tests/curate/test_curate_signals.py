@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from curate_pages import real, strange, table
 
-from fledge.curate.scan import BLOCK, Scan, character_flags
+from fledge.curate.scan import _CHUNK, BLOCK, Scan, character_flags
 from fledge.curate.signals import SIGNALS, signals
 
 STOP = {"en": ["the", "and", "with"], "zh": ["的", "人"]}
@@ -186,3 +186,13 @@ def test_signals_of_slices_chunks_and_narrow_strings_are_the_same():
     for other in (parts, narrow):
         assert signals(other, list(SIGNALS), STOP).select(list(SIGNALS)).equals(whole)
     assert signals(pages.slice(10, 7), list(SIGNALS), STOP).select(list(SIGNALS)).equals(whole.slice(10, 7))
+
+
+@pytest.mark.parametrize("characters", [1, _CHUNK - 1, _CHUNK, _CHUNK + 1, 2 * _CHUNK - 1, 3 * _CHUNK])
+def test_hashes_of_blocks_that_just_fill_a_chunk(characters):
+    """And one character less or more; the separator after the page counts."""
+    scan = Scan([("ab" * (2 * _CHUNK))[: characters - 1]])
+    assert len(scan.code) == characters
+    start = np.arange(0, characters - 2, 2)
+    hashes = scan.hashes(start, start + 2)
+    assert len(hashes) == (characters - 1) // 2 and len(set(hashes.tolist())) == (characters > 1)
