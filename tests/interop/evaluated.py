@@ -12,7 +12,9 @@ from fledge.text.tokenizer import Tokenizer
 
 def save_run(run: Path, model: Transformer, tokenizer: Tokenizer, **card) -> Path:
     card = {"stage": "sft", "parent": None, "model": msgspec.to_builtins(model.config), "recipe": {}, **card}
-    return save_checkpoint(run, 1, model=model.state_dict(), optimizer={}, state={}, card=card, tokenizer=tokenizer.json)
+    return save_checkpoint(
+        run, 1, model=model.state_dict(), optimizer={}, state={}, card=card, tokenizer=tokenizer.json
+    )
 
 
 def requests(kind: str, *arguments: tuple) -> list[Instance]:

@@ -1,6 +1,8 @@
 """Models that only `transformers` runs: scored, trained, asked and exported like ours, on random weights of five kinds."""
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,8 +12,10 @@ from hf_models import CASES, TOKENS, byte_level
 from hf_models import make_model as make_theirs
 
 from fledge.core.batch import Batch
-from fledge.core.checkpoint import load_checkpoint
+from fledge.core.checkpoint import list_checkpoints, load_checkpoint
 from fledge.core.config import TrainConfig
+from fledge.core.log import MetricsLog
+from fledge.core.train import Interrupted
 from fledge.generate.engine import Engine
 from fledge.generate.sampling import Sampling
 from fledge.interop.command import ModelExportOptions, ModelImportOptions, export_model, import_model
@@ -67,7 +71,7 @@ def opened(tmp_path: Path, sentences):
         import_model(
             ModelImportOptions(path=str(tmp_path / "hf"), out=str(tmp_path / "run"), backend="transformers", **options)
         )
-        return theirs, open_model(tmp_path / "run", device="cpu")
+        return theirs, open_model(tmp_path / "run", device="cpu", precision="float32")
 
     return make_both
 
@@ -147,7 +151,7 @@ def test_the_same_model_by_our_own_code_gives_the_same_answers(tmp_path: Path, s
     save(tmp_path / "hf", make_theirs("llama"), sentences)
     for backend in ("native", "transformers"):
         import_model(ModelImportOptions(path=str(tmp_path / "hf"), out=str(tmp_path / backend), backend=backend))
-    own, foreign = (open_model(tmp_path / b, device="cpu") for b in ("native", "transformers"))
+    own, foreign = (open_model(tmp_path / b, device="cpu", precision="float32") for b in ("native", "transformers"))
     assert isinstance(foreign.model, ForeignModel)
     doc = torch.tensor([[0] * 9 + [1] * 14] * 2, dtype=torch.int32)
     batch = batch_of(random_tokens(2, 24), doc)
@@ -173,15 +177,15 @@ def chats(path: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["GPT2", "Gemma2"])
-def test_it_is_fine_tuned_resumed_opened_and_exported(tmp_path: Path, opened, kind: str, capsys):
-    theirs, before = opened(kind)
-    train = TrainConfig(steps=12, lr=3e-3, batch_tokens=128, device="cpu")
+def test_it_is_fine_tuned_opened_and_exported(tmp_path: Path, opened, kind: str, capsys):
+    theirs, _ = opened(kind)
+    train = TrainConfig(steps=12, lr=3e-3, batch_tokens=128, device="cpu", precision="float32")
     data, out = str(chats(tmp_path / "chats.jsonl")), str(tmp_path / "sft")
-    sft(SftRecipe(data=[data], out=out, parent=str(tmp_path / "run"), train=train))
+    sft(SftRecipe(chats=[data], out=out, parent=str(tmp_path / "run"), train=train))
     assert "slower than our own code" in "".join(capsys.readouterr())
     losses = [json.loads(line)["loss"] for line in (tmp_path / "sft" / "metrics.jsonl").read_text().splitlines() if "loss" in line]  # fmt: skip
     assert losses[-1] < losses[0] - 0.5
-    after = open_model(tmp_path / "sft", device="cpu")
+    after = open_model(tmp_path / "sft", device="cpu", precision="float32")
     assert isinstance(after.model, ForeignModel)
     export_model(ModelExportOptions(run=str(tmp_path / "sft"), out=str(tmp_path / "out")))
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
@@ -195,9 +199,35 @@ def test_it_is_fine_tuned_resumed_opened_and_exported(tmp_path: Path, opened, ki
     assert spoken.chat_template == after.tokenizer.format.template
 
 
+def test_stopped_and_resumed_is_the_same_run(tmp_path: Path, opened, monkeypatch: pytest.MonkeyPatch):
+    opened("GPT2")
+    data = str(chats(tmp_path / "chats.jsonl"))
+    train = TrainConfig(steps=6, lr=3e-3, batch_tokens=128, device="cpu", precision="float32")
+    for name in ("whole", "cut"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        recipe = SftRecipe(chats=[data], out="run", parent=str(tmp_path / "run"), train=train)
+        if name == "cut":
+            write = MetricsLog.write
+
+            def stopping(self, row, speed, write=write):
+                write(self, row, speed)
+                if row["step"] == 3:
+                    os.kill(os.getpid(), signal.SIGTERM)
+
+            with monkeypatch.context() as during:
+                during.setattr(MetricsLog, "write", stopping)
+                with pytest.raises(Interrupted):
+                    sft(recipe, quiet=True)
+        sft(recipe, quiet=True)
+    whole, cut = (list_checkpoints(tmp_path / name / "run")[-1] for name in ("whole", "cut"))
+    for name in ("model.safetensors", "optimizer.safetensors", "card.json"):
+        assert (whole / name).read_bytes() == (cut / name).read_bytes(), name
+
+
 def test_heads_begin_at_zero_and_are_kept(opened, tmp_path: Path):
     _, _ = opened("GPT2")
-    scored = open_model(tmp_path / "run", head="reward", device="cpu").model
+    scored = open_model(tmp_path / "run", head="reward", device="cpu", precision="float32").model
     batch = batch_of(random_tokens(2, 10))
     assert torch.equal(scored(batch).value, torch.zeros(2, 9))
     with torch.no_grad():
@@ -226,7 +256,7 @@ def test_new_control_tokens_get_rows_of_their_own(tmp_path: Path, sentences):
     theirs.save_pretrained(tmp_path / "hf")
     options = {"path": str(tmp_path / "hf"), "out": str(tmp_path / "run"), "backend": "transformers"}
     import_model(ModelImportOptions(**options, template="chatml"))
-    opened = open_model(tmp_path / "run", device="cpu")
+    opened = open_model(tmp_path / "run", device="cpu", precision="float32")
     added = list(opened.tokenizer.chat_format.added)
     rows = opened.model.embedding
     assert len(added) == 2 and len(rows) == max(added) + 1
@@ -289,5 +319,5 @@ def test_adapters_say_that_they_need_our_own_blocks(opened):
     from fledge.core.adapting import attach
 
     _, ours = opened("GPT2")
-    with pytest.raises(ValueError, match="adapters sit on core.model.Transformer"):
+    with pytest.raises(ValueError, match=r"adapters sit on core\.model\.Transformer"):
         attach(ours.model, AdapterConfig())

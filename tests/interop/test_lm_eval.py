@@ -59,7 +59,9 @@ def test_answers_are_those_of_the_harness_itself(both):
     ours, theirs = both["qwen3"]
     first = ours.generate_until(requests("generate_until", ("The river", {"until": [], "max_gen_toks": 20})))[0]
     stop = first[5:8]
-    asked = [(c or "a", {"until": [stop], "max_gen_toks": 20}) for c in CONTEXTS] + [("The river", {"max_gen_toks": 20})]
+    asked = [(c or "a", {"until": [stop], "max_gen_toks": 20}) for c in CONTEXTS] + [
+        ("The river", {"max_gen_toks": 20})
+    ]
     found = ours.generate_until(requests("generate_until", *asked))
     assert found == theirs.generate_until(requests("generate_until", *asked), disable_tqdm=True)
     assert found[-1] == first
@@ -103,7 +105,10 @@ def test_chats_keep_their_control_tokens_and_text_makes_none(own, tokenizer):
 def test_a_whole_task_by_the_harness_is_the_same(both, tmp_path):
     """simple_evaluate over a YAML task: every figure of ours equals that of the harness's own backend."""
     (tmp_path / "rows.jsonl").write_text(
-        "".join(f'{{"q": "{c.strip() or "?"}", "o": ["Tesk", "Belmora", "Mira"], "a": {n % 3}}}\n' for n, c in enumerate(CONTEXTS))
+        "".join(
+            f'{{"q": "{c.strip() or "?"}", "o": ["Tesk", "Belmora", "Mira"], "a": {n % 3}}}\n'
+            for n, c in enumerate(CONTEXTS)
+        )
     )
     (tmp_path / "task.yaml").write_text(
         f"task: rivers\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {tmp_path}/rows.jsonl}}, "

@@ -15,7 +15,8 @@ from fledge.core.adapting import attach, trained_tensors
 from fledge.core.checkpoint import load_checkpoint, save_checkpoint
 from fledge.core.model import ModelConfig, Transformer
 from fledge.interop.merge_command import MergeOptions, merge
-from fledge.interop.peft_files import CONFIG, WEIGHTS, import_peft, write_peft
+from fledge.interop.peft_command import PeftExportOptions, PeftImportOptions, export_adapter, import_adapter
+from fledge.interop.peft_files import CONFIG, WEIGHTS, write_peft
 from fledge.interop.tensor_names import slots
 from fledge.stages.common import open_model as open_any
 
@@ -106,6 +107,10 @@ def logits(model: Transformer) -> torch.Tensor:
         return model.logits(model.hidden(TOKENS))
 
 
+def take(folder: Path, base: Path, out: Path) -> Path:
+    return import_adapter(PeftImportOptions(path=str(folder), base=str(base), out=str(out)))
+
+
 CASES = [
     ("llama", {"kind": "lora"}),
     ("llama", {"kind": "lora", "rank": 3, "alpha": 5.0, "targets": ["q", "v", "down"], "new_tokens": [5, 9]}),
@@ -129,13 +134,14 @@ def test_an_adapter_of_ours_gives_the_same_logits_in_peft_and_comes_back(tmp_pat
     expected = logits(model)
     assert (expected - plain).abs().max() > 0.1
     run = save_adapter(tmp_path / "run", base, model, tokenizer)
-    assert write_peft(run, tmp_path / "peft", "base") == []
+    export_adapter(PeftExportOptions(run=str(run), out=str(tmp_path / "peft"), base_name="base"))
     theirs = peft.PeftModel.from_pretrained(their_model(open_model(base).model, family), tmp_path / "peft").eval()
     with torch.no_grad():
         found = theirs(input_ids=TOKENS, attention_mask=torch.ones_like(TOKENS)).logits[:, -TOKENS.shape[1] :]
     assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
 
-    back = import_peft(tmp_path / "peft", base, tmp_path / "back", {"recipe": {}})
+    back = take(tmp_path / "peft", base, tmp_path / "back")
+    assert take(tmp_path / "peft", base, tmp_path / "back") == back
     ours, again = load_checkpoint(run).model_tensors(), load_checkpoint(back).model_tensors()
     assert ours.keys() == again.keys() and all(torch.equal(ours[n], again[n]) for n in ours)
     assert (logits(open_model(back).model) - expected).abs().max() <= 1e-4 * expected.abs().max()
@@ -171,7 +177,7 @@ def peft_folder(folder: Path, theirs, config: peft.PeftConfig) -> torch.Tensor:
 def test_an_adapter_of_peft_gives_the_same_logits_here(tmp_path, tokenizer, name):
     base, model = write_base(tmp_path / "base", tokenizer, **FAMILIES["qwen2"][1])
     expected = peft_folder(tmp_path / "peft", their_model(model, "qwen2"), THEIRS[name])[:, -TOKENS.shape[1] :]
-    path = import_peft(tmp_path / "peft", base, tmp_path / "run", {"recipe": {}})
+    path = take(tmp_path / "peft", base, tmp_path / "run")
     found = logits(open_model(path).model)
     assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
     assert (found - logits(model)).abs().max() > 0.01
@@ -191,7 +197,7 @@ def test_reward_models_take_their_score_along(tmp_path, tokenizer):
         found = theirs(input_ids=TOKENS, attention_mask=torch.ones_like(TOKENS)).logits[:, 0]
         expected = model.hidden(TOKENS)[:, -1] @ model.value_head[0]
     assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
-    back = import_peft(tmp_path / "peft", base, tmp_path / "back", {"recipe": {}})
+    back = take(tmp_path / "peft", base, tmp_path / "back")
     opened = open_model(back, head="reward").model
     with torch.no_grad():
         assert torch.allclose(opened.hidden(TOKENS)[:, -1] @ opened.value_head[0], expected, atol=1e-4)
@@ -225,7 +231,7 @@ def test_what_an_adapter_here_cannot_be_is_refused_by_name(whole, tmp_path, chan
     path = folder / CONFIG
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(ValueError, match=message):
-        import_peft(folder, base, tmp_path / "run", {"recipe": {}})
+        take(folder, base, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -233,10 +239,10 @@ def test_pickled_and_missing_weights_are_refused(whole, tmp_path):
     base, folder = whole
     (folder / WEIGHTS).rename(folder / "adapter_model.bin")
     with pytest.raises(ValueError, match=r"adapter_model\.bin holds its weights as a pickle"):
-        import_peft(folder, base, tmp_path / "run", {"recipe": {}})
+        take(folder, base, tmp_path / "run")
     (folder / "adapter_model.bin").unlink()
     with pytest.raises(ValueError, match=r"has no adapter_model\.safetensors"):
-        import_peft(folder, base, tmp_path / "run", {"recipe": {}})
+        take(folder, base, tmp_path / "run")
 
 
 def test_tensors_that_fit_nowhere_and_numbers_that_are_none_are_refused(whole, tmp_path):
@@ -252,7 +258,7 @@ def test_tensors_that_fit_nowhere_and_numbers_that_are_none_are_refused(whole, t
     ):
         save_file(tensors | extra, folder / WEIGHTS)
         with pytest.raises(ValueError, match=message):
-            import_peft(folder, base, tmp_path / "run", {"recipe": {}})
+            take(folder, base, tmp_path / "run")
 
 
 @pytest.mark.parametrize("kind", ["houlsby", "bitfit"])

@@ -4,6 +4,7 @@ import os
 import signal
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from sums import LOOP, asked, write_rows
@@ -71,7 +72,7 @@ def test_a_checkpoint_holds_only_the_adapter_and_opens_on_its_base(tmp_path, par
     names = found.model_tensors().keys()
     assert names and all(name.startswith("adapter.") for name in names)
     assert found.card["adapter"] == {
-        "config": {"kind": kind, "rank": 8, "alpha": None, "targets": [], "virtual_tokens": 16, "new_tokens": []},
+        "config": msgspec.to_builtins(AdapterConfig(kind=kind, new_tokens=[])),  # the parent knows its control tokens
         "base": {"id": base.id, "path": str(base.path)},
     }
     opened = open_model(path)
@@ -181,6 +182,20 @@ def test_rows_of_new_tokens_are_trained_alone(tmp_path, parent, files):
     opened = open_model(path)
     changed = (opened.model.embedding != base.model.embedding).any(1).nonzero()[:, 0].tolist()
     assert changed == sorted(ids)
+
+
+def test_control_tokens_that_a_base_has_never_seen_are_trained_unless_told_otherwise(tmp_path, parent, files):
+    base = str(Path(parent).parent / "base")
+    tokenizer = open_model(base).tokenizer
+    unseen = sorted([tokenizer.system, tokenizer.user, tokenizer.assistant, tokenizer.end])
+    first = load_checkpoint(go("sft", tmp_path / "first", base, files))
+    assert first.card["adapter"]["config"]["new_tokens"] == unseen
+    assert first.model_tensors()["adapter.embedding_rows"].shape == (4, 64)
+    none = load_checkpoint(go("sft", tmp_path / "none", base, files, adapter={"new_tokens": []}))
+    assert "adapter.embedding_rows" not in none.model_tensors()
+    kept = go("sft", tmp_path / "prefix", base, files, adapter="prefix")
+    again = load_checkpoint(go("sft", tmp_path / "again", str(kept), files, adapter="prefix"))
+    assert again.card["adapter"]["config"]["new_tokens"] == unseen
 
 
 def test_a_base_that_is_gone_or_another_is_named_and_a_moved_one_is_found(tmp_path, parent, files):

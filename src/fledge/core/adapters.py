@@ -54,6 +54,8 @@ class AdapterConfig(Settings, frozen=True, kw_only=True):
     "Learned positions in front of the text, for prefix and prompt."
     new_tokens: list[int] | None = None
     "Ids of tokens whose embeddings are trained besides; none: control tokens that the parent has never seen; [] is no token."
+    base_bits: int | None = None
+    "8: hold the frozen weights in 8 bits while training (needs torchao); none: as they are."
 
     def problems(self) -> list[str]:
         found = []
@@ -72,6 +74,10 @@ class AdapterConfig(Settings, frozen=True, kw_only=True):
             found.append(f"adapter.targets = {sorted(wrong)}: houlsby sits after o and down only")
         if len({*self.rows}) < len(self.rows) or any(t < 0 for t in self.rows):
             found.append(f"adapter.new_tokens = {self.new_tokens}: must be ids of the vocabulary, each once")
+        if self.base_bits not in (None, 4, 8):  # whether 4 can be had is the platform's to say, see interop/quantised.py
+            found.append(f"adapter.base_bits = {self.base_bits}: must be 8, or leave it out")
+        if self.base_bits is not None and self.kind == "dora":
+            found.append(f"adapter.base_bits = {self.base_bits}: dora needs the weights as they are; take lora")
         return found
 
     @property

@@ -198,6 +198,7 @@ class Transformer(nn.Module):
         self.value_head = nn.Parameter(torch.zeros(1, c.width)) if c.head in ("tokens+value", "reward") else None
         self.class_head = nn.Parameter(torch.empty(c.classes, c.width)) if c.head == "class" else None
         self.adapter: nn.Module | None = None  # see core/adapting.py
+        self.bits: int | None = None  # of a quantised base's weights, see interop/quantised.py
         self._rotary: dict = {}
         self._masks: dict = {}
 
@@ -308,7 +309,7 @@ class Transformer(nn.Module):
         return (
             c.norms == "pre" and c.activation == "silu" and not (c.qk_norm and c.qk_norm_whole)
             and not (c.out_bias or c.mlp_bias or c.gains_from_one or c.embedding_scale) and c.query_scalar is None
-            and (self.adapter is None or self.adapter.plain)
+            and (self.adapter is None or self.adapter.plain) and self.bits is None
         )  # fmt: skip
 
     def logits(self, hidden: Tensor) -> Tensor:

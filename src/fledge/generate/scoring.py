@@ -15,7 +15,9 @@ from torch import Tensor
 from fledge.core.kernels import attention
 from fledge.core.model import Transformer
 
-_BATCH_TOKENS = 8192  # positions of one forward pass; more gains nothing on a CPU, whose caches it leaves
+# Positions of one forward pass. On a CPU more only leaves its caches: 512 took a quarter less time than 8192 (8.6 million
+# parameters, rows of 290 tokens, one thread).
+_BATCH_TOKENS = {"cpu": 512, "cuda": 16384}
 _BATCH_SCORES = 1 << 22  # entries of an attention mask of one forward pass
 _CHUNK_ROWS = 256  # logits of one chunk
 _PACKED_TOKENS = 512  # longest row of a context with its branches, unless the context alone is half of it
@@ -76,7 +78,7 @@ def fit(asked: Asked, context_tokens: int, number: int) -> Asked:
 
 
 @torch.inference_mode()
-def score(model: Transformer, requests: Sequence[Asked], *, batch_tokens: int = _BATCH_TOKENS) -> list[Scored]:
+def score(model: Transformer, requests: Sequence[Asked], *, batch_tokens: int | None = None) -> list[Scored]:
     """log p of each continuation and whether greedy decoding would write it, in the order of the requests.
 
     Requests with the same context are read in one row, where each continuation sees the context and itself (a tree
@@ -90,6 +92,7 @@ def score(model: Transformer, requests: Sequence[Asked], *, batch_tokens: int = 
             "of tokens"
         )
     asked = [fit(request, config.context_tokens, n) for n, request in enumerate(requests)]
+    batch_tokens = batch_tokens or _BATCH_TOKENS.get(model.embedding.device.type, 512)
     shared = model.adapter is None or not model.adapter.virtual  # virtual positions have masks of their own
     places = _plan(asked, shared)
     rows: dict[int, list[int]] = defaultdict(list)  # requests of each row

@@ -9,7 +9,7 @@ import math
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import torch
@@ -18,7 +18,15 @@ from torch import Tensor
 
 from fledge import __version__
 from fledge.core.adapters import MERGEABLE, AdapterConfig, products
-from fledge.core.checkpoint import canonical_json, load_checkpoint, run_lock, save_checkpoint, write_atomically
+from fledge.core.checkpoint import (
+    Checkpoint,
+    canonical_json,
+    list_checkpoints,
+    load_checkpoint,
+    run_lock,
+    save_checkpoint,
+    write_atomically,
+)
 from fledge.core.durable import fsync_folder
 from fledge.core.shape import ModelConfig
 from fledge.interop.tensors import Entry, TensorReader, file_hashes, read_header, read_json, refuse_pickle
@@ -184,11 +192,6 @@ def _config(c: ModelConfig, config: AdapterConfig, base_name: str) -> dict[str, 
 # ------------------------------------------------------------------------------------------------------- import
 
 
-def is_peft(folder: Path | str) -> bool:
-    """True where a folder holds an adapter of peft."""
-    return (Path(folder) / CONFIG).exists()
-
-
 def read_config(folder: Path) -> AdapterConfig:
     """adapter_config.json and the names in adapter_model.safetensors as our settings.
 
@@ -270,37 +273,60 @@ def read_tensors(folder: Path, c: ModelConfig, config: AdapterConfig) -> dict[st
     return found
 
 
-def import_peft(folder: Path | str, base: Path | str, out: Path | str, recipe: dict[str, Any]) -> Path:
-    """Write the run folder `out` of a peft adapter on the run `base`, and return its checkpoint.
+class ReadAdapter(NamedTuple):
+    """A peft folder and the base it was found to fit."""
 
-    recipe: what `fix_recipe` gave. Raises ValueError where the files do not fit the base.
-    """
-    folder, out, below = Path(folder), Path(out), load_checkpoint(base)
+    folder: Path
+    base: Checkpoint
+    model: ModelConfig  # the base's, with the head that the adapter was trained for
+    config: AdapterConfig
+    tensors: dict[str, Tensor]
+
+
+def read_adapter(folder: Path | str, base: Path | str) -> ReadAdapter:
+    """Read a peft folder for the run `base`. Raises ValueError where it cannot be used, or does not fit."""
+    folder, below = Path(folder), load_checkpoint(base)
     under = below.card.get("adapter")
     if under and under["config"]["kind"] not in MERGEABLE:
         raise ValueError(f"{below.path} holds an adapter that cannot be merged: name a whole model as base")
+    if not (folder / CONFIG).exists():
+        raise ValueError(f"{folder} has no {CONFIG}: name the folder of a peft adapter")
     c = msgspec.convert(below.card["model"], ModelConfig).resolved()
     if read_json(folder / CONFIG).get("task_type") == "SEQ_CLS":
         c = msgspec.structs.replace(c, head="reward")
     config = read_config(folder)
     if problems := config.problems():
         raise ValueError(f"{folder / CONFIG}: " + "; ".join(problems))
-    tensors = read_tensors(folder, c, config)
+    return ReadAdapter(folder, below, c, config, read_tensors(folder, c, config))
+
+
+def import_peft(read: ReadAdapter, out: Path | str, recipe: dict[str, Any]) -> Path:
+    """Write the run folder `out` and return its checkpoint; the same import again does nothing.
+
+    recipe: what `fix_recipe` gave. Raises ValueError where `out` was made of other bytes.
+    """
+    out, below = Path(out), read.base
+    hashes = file_hashes([read.folder / CONFIG, read.folder / WEIGHTS])
     origin = {"id": below.id, "path": str(below.path)}
+    if (out / "done.json").exists() and (done := list_checkpoints(out)):
+        held = load_checkpoint(done[-1]).card
+        if held["source"]["sha256"] != hashes or held["parent"] != origin:
+            raise ValueError(f"{out} was imported from other files than {read.folder} holds now: choose another --out")
+        return done[-1]
     card = {
         "stage": "import",
         "parent": origin,
-        "model": msgspec.to_builtins(c),
-        "adapter": {"config": msgspec.to_builtins(config), "base": origin},
+        "model": msgspec.to_builtins(read.model),
+        "adapter": {"config": msgspec.to_builtins(read.config), "base": origin},
         "recipe": recipe["recipe"],
         "data": {},
-        "source": {"path": str(folder), "sha256": file_hashes([folder / CONFIG, folder / WEIGHTS])},
+        "source": {"path": str(read.folder), "sha256": hashes},
         **{name: below.card[name] for name in ("chat_format",) if name in below.card},
         "fledge": __version__,
     }
     with run_lock(out):
         saved = save_checkpoint(
-            out, 0, model=tensors, optimizer={}, state={}, card=card, tokenizer=below.files["tokenizer.json"]
+            out, 0, model=read.tensors, optimizer={}, state={}, card=card, tokenizer=below.files["tokenizer.json"]
         )
         write_atomically(out / "done.json", canonical_json({"step": 0}))
     return saved

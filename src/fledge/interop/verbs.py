@@ -17,7 +17,7 @@ class ImportOptions(Settings, frozen=True, kw_only=True):
     "Model: folder with config.json, *.safetensors and tokenizer.json. Votes: the run they join."
     files: list[str] = []
     "Votes: files to read, JSONL, JSON or parquet."
-    out: str = ""
+    out: str | None = None
     "Model: run folder to write."
     template: Literal["model", "chatml", "none"] = "model"
     "Model: its own chat template; chatml, with control tokens added where absent; or none, no chats."
@@ -105,6 +105,7 @@ def give(options: ExportOptions) -> Any:
 
 
 def _shared(options: Settings, kind: type[Settings]) -> dict[str, Any]:
-    """The fields of `options` that a `kind` has, too."""
+    """The fields of `options` that are set and that a `kind` has, too."""
     names = {field.name for field in msgspec.structs.fields(kind)}
-    return {name: value for name, value in msgspec.structs.asdict(options).items() if name in names}
+    given = msgspec.structs.asdict(options)
+    return {name: value for name, value in given.items() if name in names and value is not None}

@@ -155,7 +155,7 @@ def adapted(parent: Parent, config: AdapterConfig | None, seed: int) -> tuple[Pa
     if parent.base is None:
         if config.new_tokens is None:
             config = msgspec.structs.replace(config, new_tokens=_unseen(parent))
-        attach(model, config, seed)
+        _quantise_base(attach(model, config, seed), config)
         return parent._replace(base=parent.reference()), Reference(model)
     there = model.adapter
     if config is None:
@@ -170,7 +170,16 @@ def adapted(parent: Parent, config: AdapterConfig | None, seed: int) -> tuple[Pa
             + "\n  ".join(changed)
             + f"\nGive it the same settings, or start from its base {parent.base['path']}"
         )
+    _quantise_base(model, there.config)
     return parent, Reference(model, began_with=True)
+
+
+def _quantise_base(model: Transformer, config: AdapterConfig) -> None:
+    """The frozen weights in as many bits as the recipe wants. What is trained so is opened on the base's own weights."""
+    if config.base_bits is not None:
+        from fledge.interop.quantised import quantise  # it needs torchao, nothing else here does
+
+        quantise(model, config.base_bits)
 
 
 def read_recipe(run: Path) -> dict[str, Any]:
