@@ -8,8 +8,10 @@ import msgspec
 import numpy as np
 import pytest
 from evaluated import save_run
+from lm_eval.tasks import TaskManager
 
 from fledge.core.config import build
+from fledge.generate.sampling import Sampling
 from fledge.interop.eval_command import EvalOptions, TaskResult, file_of, folder_of, ratio_error, run
 from fledge.stages.common import open_model
 from fledge.stages.evaluate import ask, bits_per_byte
@@ -82,8 +84,6 @@ def test_a_task_of_the_catalog_is_scored_by_itself(place):
     asked = {e.id: e for e in task.examples("test")}
     examples = [asked[d["key"]] for d in found.documents]
     opened = open_model(place / "run", device="cpu", precision="float32")
-    from fledge.generate.sampling import Sampling
-
     answers = ask(opened, examples, Sampling(temperature=0.0, max_tokens=48))
     assert [d["score"] for d in found.documents] == [
         task.score(e, a.text) for e, a in zip(examples, answers, strict=True)
@@ -128,10 +128,18 @@ def test_names_and_files():
         ({"tasks": "nothing.yaml"}, "nothing.yaml does not exist"),
         ({"tasks": "choices:mars"}, "world 'mars': write own"),
         ({"tasks": "choices:own"}, "belongs to no journey"),
-        ({"tasks": "arithmetik"}, "no task 'arithmetik'"),
         ({"tasks": "bits:gone.txt"}, "gone.txt"),
     ],
 )
 def test_wrong_settings_are_told(place, given, told):
     with pytest.raises((ValueError, FileNotFoundError), match=told):
         run(build(EvalOptions, {"run": str(place / "run"), "device": "cpu"} | given))
+
+
+def test_an_unknown_task_is_told_with_those_there_are(place, monkeypatch):
+    without_defaults = TaskManager(include_defaults=False)  # reading the harness's own thousands takes 10 s
+    monkeypatch.setattr("lm_eval.tasks.TaskManager", lambda include_defaults: without_defaults)
+    with pytest.raises(
+        ValueError, match=r"no task 'arithmetik': .*need no network(.|\n)*choices:WORLD(.|\n)*arithmetic:3"
+    ):
+        evaluated(place, "arithmetik")

@@ -74,7 +74,7 @@ class AdapterConfig(Settings, frozen=True, kw_only=True):
             found.append(f"adapter.targets = {sorted(wrong)}: houlsby sits after o and down only")
         if len({*self.rows}) < len(self.rows) or any(t < 0 for t in self.rows):
             found.append(f"adapter.new_tokens = {self.new_tokens}: must be ids of the vocabulary, each once")
-        if self.base_bits not in (None, 4, 8):  # whether 4 can be had is the platform's to say, see interop/quantised.py
+        if self.base_bits not in (None, 4, 8):  # 4: see interop/quantised.py
             found.append(f"adapter.base_bits = {self.base_bits}: must be 8, or leave it out")
         if self.base_bits is not None and self.kind == "dora":
             found.append(f"adapter.base_bits = {self.base_bits}: dora needs the weights as they are; take lora")
