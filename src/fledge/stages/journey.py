@@ -124,7 +124,8 @@ def run(recipe: JourneyRecipe) -> Path:
         entry["seconds"] = clock.seconds.get(name)
     result["lineage"] = [msgspec.to_builtins(m) for m in family(out)]
     result["seconds"] = sum(clock.seconds.values())
-    result["peak_rss_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peaks = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    result["peak_rss_bytes"] = max(peaks) * 1024  # of this process, or of the one that curated
     write_atomically(out / "journey.json", msgspec.json.format(msgspec.json.encode(result)) + b"\n")
     report = write_report(out)
     _print_end(result, out, report)
