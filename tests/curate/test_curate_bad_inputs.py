@@ -14,18 +14,17 @@ from fledge.curate.inputs import find_splits
 LARGE_BYTES = {"a.jsonl": 4 << 30}  # 1 GiB of the others
 
 MEASURE = """
-import resource, sys
+import sys
+from fledge.core.runtime import peak_memory as peak
 from fledge.curate.inputs import ReadSettings, find_splits
 from fledge.curate.records import read_split
 import fledge.curate.records, resiliparse, pyarrow.parquet
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 before, settings = peak(), ReadSettings()
 for split in find_splits(sys.argv[1:], 1 << 30)[0]:
     for table in read_split(split, settings):
         for row in table.to_pylist():
             print(row["source"].rpartition("/")[2], row["reason"], row["text"][:20])
-print("MB", (peak() - before) // 1024)
+print("MB", (peak() - before) // 2**20)
 """
 
 

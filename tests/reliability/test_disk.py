@@ -14,7 +14,7 @@ import pytest
 import torch
 from support import FLEDGE, Trainers, assert_same_run, command_line, pretrain_recipe
 
-from fledge.core import checkpoint
+from fledge.core import checkpoint, durable
 from fledge.core.checkpoint import (
     list_checkpoints,
     load_checkpoint,
@@ -232,7 +232,7 @@ def test_a_failed_atomic_write_leaves_the_old_file_and_nothing_else(place: Path,
         path.write_bytes(data[:1])
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "write_durably", full)
+    monkeypatch.setattr(durable, "write_durably", full)
     with pytest.raises(OSError, match="No space left"):
         write_atomically(place / "recipe.json", b"new")
     assert {p.name: p.read_bytes() for p in place.iterdir()} == {"recipe.json": b"old"}

@@ -151,6 +151,10 @@ def test_a_crawl_is_curated_first(own):
     assert "--crawl" in result["command"]
     with pytest.raises(ValueError, match="rules = 'off'"):
         build(JourneyRecipe, data | {"rules": "off"})
+    with pytest.raises(ValueError, match=r"0 usable pages in .*language not wanted"):
+        run(build(JourneyRecipe, data | {"out": str(own / "none"), "languages": "fr"}))
+    with pytest.raises(ValueError, match="no such file"):
+        run(build(JourneyRecipe, data | {"out": str(own / "nowhere"), "crawl": [str(own / "absent")]}))
 
 
 def test_a_size_and_a_budget_are_proposed_and_recorded(own):

@@ -5,6 +5,7 @@ Figures behind each setting: benchmarks/README.md.
 
 import ctypes
 import os
+import resource
 import sys
 from functools import cache
 from pathlib import Path
@@ -45,6 +46,21 @@ def release_memory() -> None:
             ctypes.CDLL(None).malloc_trim(0)
         except AttributeError:
             return  # not glibc: freed memory went back by itself
+
+
+def peak_memory() -> int:
+    """Most bytes of resident memory this process, or a child it has waited for, ever had.
+
+    On Linux from VmHWM: ru_maxrss survives exec, so a program started by a large one would report its starter's peak.
+    """
+    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    unit = 1 if sys.platform == "darwin" else 1024
+    try:
+        status = Path("/proc/self/status").read_text()
+        own = int(status.split("VmHWM:")[1].split()[0]) * 1024
+    except (OSError, IndexError):
+        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return max(own, children * unit)
 
 
 def usable_cores() -> int:

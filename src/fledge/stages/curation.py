@@ -1,5 +1,11 @@
 """What a journey reads, and what it leaves out: a crawl, or the embedded world's pages with their junk, curated first."""
 
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -43,7 +49,7 @@ def prepare(recipe, out: Path) -> dict[str, Any] | None:
         inputs=inputs, out=str(out / "clean"), recipe=recipe.rules or ("fineweb" if yours else "world"),
         languages=recipe.languages, mask_personal=yours, split_bytes=_SHARDS_BYTES,
     )  # fmt: skip
-    clean = curate(options)
+    clean = in_a_child(options)
     held = open_funnel(clean)
     return {
         "recipe": held.facts["recipe"],
@@ -51,6 +57,48 @@ def prepare(recipe, out: Path) -> dict[str, Any] | None:
         "duplicates": held.facts["duplicates"],
         "truth": None if yours else _truth(clean, Path(inputs[0])),
     }
+
+
+def in_a_child(options: CurateOptions) -> Path:
+    """Curate in a process of its own: the memory that Arrow, Daft and the drawing keep goes with it.
+
+    Raises what curating raises.
+    """
+    command = [sys.executable, "-c", "import sys; from fledge.stages.curation import child; sys.exit(child())"]
+    done = subprocess.run(command, input=msgspec.json.encode(options), stdout=subprocess.PIPE, check=False)
+    if done.returncode == 0:
+        return options.folder()
+    if done.returncode in (130, -signal.SIGINT):
+        raise KeyboardInterrupt
+    if not done.stdout:
+        raise RuntimeError(f"curation ended with {done.returncode}; what it said stands above")
+    number, error = msgspec.json.decode(done.stdout, type=tuple[int | None, str])
+    raise ValueError(error) if number is None else OSError(number, error)
+
+
+def child() -> int:
+    """What the child does: options from stdin, an error for the user on stdout as (errno or null, words)."""
+    options = msgspec.json.decode(sys.stdin.buffer.read(), type=CurateOptions)
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    try:
+        curate(options)
+    except KeyboardInterrupt:
+        return 130
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        sys.stdout.write(msgspec.json.encode((error.errno or 0, f"{where}{error.strerror or error}")).decode())
+        return 2
+    except ValueError as error:
+        sys.stdout.write(msgspec.json.encode((None, str(error))).decode())
+        return 2
+    return 0
+
+
+def _end_with(parent: int) -> None:
+    """A killed journey leaves nobody at work in its folder: the next one would find it locked."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
 
 
 def _truth(clean: Path, documents: Path) -> list[dict[str, Any]]:

@@ -1,6 +1,5 @@
 """The whole way in one command: text -> base -> SFT -> aligned, with the controls that show why each stage is needed."""
 
-import resource
 import shlex
 import time
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from fledge.core.checkpoint import canonical_json, write_atomically
 from fledge.core.config import Settings, TrainConfig, count_problems, parse_count
 from fledge.core.log import read_jsonl, say, visible
 from fledge.core.model import SIZES
-from fledge.core.runtime import usable_cores
+from fledge.core.runtime import peak_memory, usable_cores
 from fledge.stages import curation, material, pretrain, sft
 from fledge.stages.common import fix_recipe, machine, open_model
 from fledge.stages.history import family
@@ -124,7 +123,7 @@ def run(recipe: JourneyRecipe) -> Path:
         entry["seconds"] = clock.seconds.get(name)
     result["lineage"] = [msgspec.to_builtins(m) for m in family(out)]
     result["seconds"] = sum(clock.seconds.values())
-    result["peak_rss_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    result["peak_rss_bytes"] = peak_memory()  # of this process, or of the one that curated
     write_atomically(out / "journey.json", msgspec.json.format(msgspec.json.encode(result)) + b"\n")
     report = write_report(out)
     _print_end(result, out, report)

@@ -66,7 +66,8 @@ def forecast(weights: Sequence[float], most: Sequence[int | None], rows: int) ->
     before = max((t for t in ends if given(t).sum() <= rows), default=0.0)
     growing = share[ends > before].sum()
     time = before + ((rows - given(before).sum()) / growing if growing else 0.0)
-    reached = [round(float(given(t).sum())) if t <= time and np.isfinite(t) else None for t in ends]
+    last = ends - 0.5 / share  # the time at which its last row is due
+    reached = [round(float(given(t).sum())) if t <= time and np.isfinite(t) else None for t in last]
     return Forecast([round(float(r)) for r in given(time)], reached)
 
 
