@@ -38,6 +38,7 @@ TABLE = {
     "kto": Verb("stages.prefer", "KtoRecipe", "run_kto", ("recipe",), "stage 3: learn from single votes, liked or not"),
     "reinforce": Verb("stages.reinforce", "ReinforceRecipe", "run", ("recipe",), "stage 3: improve a model by its own scored answers"),
     "best-of-n": Verb("stages.best_of_n", "BestOfNOptions", "run", (), "sample n answers to each prompt, keep the best by a reward"),
+    "lab": Verb("labs.lab_command", "LabOptions", "run", ("action", "ids"), "published claims, rerun: list, run, report"),
     "overoptimise": Verb("labs.overoptimise", "OveroptimiseOptions", "run", (), "experiment: proxy and gold reward against KL"),
     "methods": Verb("labs.methods", "MethodsOptions", "run", (), "experiment: five policy-gradient methods compared"),
     "mixtures": Verb("labs.mixtures", "MixturesOptions", "run", (), "experiment: helpful against safe, two reward models"),
@@ -57,6 +58,9 @@ TABLE = {
     "show": Verb("stages.show", "ShowOptions", "run", ("chats",), "coloured view: which tokens of a chat are trained"),
 }
 # fmt: on
+
+# What a folder may hold besides the verbs' own runs, for `fledge resume`.
+PARTS = {"lab-run": Verb("labs.running", "LabRun", "run", (), "one lab of several")}
 
 # Another name of a field on the command line, for verbs that have the field and no field of the alias's own name.
 ALIASES = {"from": "parent", "votes": "pairs"}
@@ -111,7 +115,7 @@ def parse(verb: Verb, kind: type, arguments: list[str]):
     words = []
     while arguments and not arguments[0].startswith("--"):
         words.append(arguments.pop(0))
-    several = bool(verb.positional) and verb.positional[-1] in ("inputs", "files")  # takes all the words that are left
+    several = bool(verb.positional) and verb.positional[-1] in ("inputs", "files", "ids")  # takes all the words that are left
     if len(words) > len(verb.positional) and not several:
         raise ValueError(f"{words[len(verb.positional)]!r}: unexpected; options are written --name value")
     given = dict(zip(verb.positional, words, strict=False))

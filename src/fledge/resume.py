@@ -3,7 +3,7 @@
 from importlib import import_module
 from pathlib import Path
 
-from fledge.cli import TABLE
+from fledge.cli import PARTS, TABLE
 from fledge.core.config import Settings, build
 from fledge.core.log import say
 from fledge.stages.common import read_recipe
@@ -23,7 +23,7 @@ def resume(options: ResumeOptions) -> None:
     if not (run / "recipe.json").exists():
         raise ValueError(f"{run} holds no run (no recipe.json): `fledge runs {run.parent}` lists what there is")
     stored = read_recipe(run)
-    if stored["stage"] not in TABLE:
+    if stored["stage"] not in TABLE | PARTS:
         raise ValueError(f"{run} holds a stage {stored['stage']!r}: this version resumes {', '.join(TABLE)}")
     started = Path(stored["recipe"]["out"])
     if started.resolve() != run.resolve():  # else the work would go on in another folder
@@ -39,7 +39,7 @@ def resume(options: ResumeOptions) -> None:
         state, step = status(run)
         going_on = f"continues after step {step}" if state != "done" else "nothing to do"
         say(f"{run}: {stored['stage']} {state}, {going_on}")
-    verb = TABLE[stored["stage"]]
+    verb = (TABLE | PARTS)[stored["stage"]]
     module = import_module(f"fledge.{verb.module}")
     try:
         recipe = build(getattr(module, verb.options), stored["recipe"])

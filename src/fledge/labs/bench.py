@@ -1,0 +1,89 @@
+"""What a lab works with: its folder, its seed, results that are kept, and models that labs share.
+
+A lab is a module with
+
+    Setup      a Settings struct: every number of the experiment, defaults are `pocket`
+    SCALES     {"pocket": Setup(), "gpu": Setup(...), "tiny": Setup(...)}, and "full" where there is a version for real
+               checkpoints; tiny only checks the machinery, in seconds, and its verdict means nothing
+    measure(setup, bench) -> dict            the arms of one seed, as plain JSON
+    judge(setup, seeds) -> Findings          numbers, checks and a sentence, from what was measured
+    draw(setup, seeds) -> str                the chart as SVG, from the same
+
+A lab has no training loop: its arms are recipes given to the stages, in folders of their own, so that they resume.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+
+from fledge.core.config import Settings
+from fledge.core.durable import canonical_json, write_atomically
+from fledge.core.log import say
+from fledge.labs.verdict import Findings
+
+SCALES = ("pocket", "gpu", "full", "tiny")
+
+
+class Lab(Protocol):
+    """The names a lab's module has."""
+
+    Setup: type[Settings]
+    SCALES: Mapping[str, Settings]
+
+    def measure(self, setup: Settings, bench: Bench) -> dict[str, Any]: ...
+    def judge(self, setup: Settings, seeds: Sequence[dict[str, Any]]) -> Findings: ...
+    def draw(self, setup: Settings, seeds: Sequence[dict[str, Any]]) -> str: ...
+
+
+class Bench:
+    """One seed of one lab."""
+
+    def __init__(self, folder: Path, shared: Path, seed: int, scale: str = "pocket"):
+        """folder: of this seed. shared: of the models that labs share."""
+        self.folder, self.shared, self.seed, self.scale = folder, shared, seed, scale
+        self.seconds_shared = 0.0  # spent on shared models, which are no lab's own
+
+    def keep(self, name: str, make: Callable[[], Any]) -> Any:
+        """`make()` as JSON in FOLDER/name.json; what is there already is read, not made again."""
+        path = self.folder / f"{name}.json"
+        if not path.exists():
+            write_atomically(path, canonical_json(make()))
+        return msgspec.json.decode(path.read_bytes())
+
+    def write(self, name: str, rows: Sequence[Any]) -> str:
+        """Rows as JSON lines in FOLDER/name.jsonl, for a recipe to read; returns the path."""
+        path = self.folder / f"{name}.jsonl"
+        write_atomically(path, b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
+        return str(path)
+
+    def out(self, name: str) -> str:
+        """Where an arm's run goes."""
+        return str(self.folder / name)
+
+    def journey(self) -> Path:
+        """The folder of a journey through the embedded world with this seed: base, sft, control, reward, aligned.
+
+        Quick at `pocket` (about 75 s on 2 cores), whole at `gpu`, minute at `tiny`; trained once for all labs.
+        """
+        import time
+
+        from fledge.stages import journey
+
+        small = {"tokens": 150_000} if self.scale == "tiny" else {}
+        recipe = journey.JourneyRecipe(out="", quick=self.scale != "gpu", seed=self.seed, **small)
+        folder = self.shared / f"journey-{_digest(msgspec.to_builtins(recipe))}"
+        if not (folder / "journey.json").exists():
+            say(f"a journey that several labs start from: {folder}")
+            started = time.monotonic()
+            journey.run(msgspec.structs.replace(recipe, out=str(folder)))
+            self.seconds_shared += time.monotonic() - started
+        return folder
+
+
+def _digest(value: Any) -> str:
+    return sha256(canonical_json(value)).hexdigest()[:10]
