@@ -80,7 +80,7 @@ class ExportOptions(Settings, frozen=True, kw_only=True):
     "Model: dtype of the weights; auto: that of the imported model, float32 for our own; q8_0 is for gguf."
     shard_bytes: int = 5_000_000_000
     "Model: largest file of weights, in bytes."
-    base_name: str = ""
+    base_name: str | None = None
     "Adapter: name or folder of the exported base model, for adapter_config.json."
     store: str | None = None
     "Votes: where they are, a path or postgresql://...; none: RUN/votes.sqlite3."
