@@ -152,7 +152,7 @@ def test_numbers_are_written_with_their_units():
 
 
 def test_the_list_needs_no_torch():
-    code = "import sys; from fledge.cli import main; main(['lab', 'list']); assert 'torch' not in sys.modules"
+    code = "import sys; from fledge.labs.lab_command import LabOptions, run; run(LabOptions(action='list')); assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and "P2" in done.stdout, done.stderr
 

@@ -95,17 +95,6 @@ class Chain:
         return ["".join(walk) for walk in letters[walks.T]]
 
 
-def loss_of(checkpoint: Path, texts: Sequence[str], context: int) -> float:
-    """Nats per symbol from the third symbol of each text on: the first two have no full context in any model."""
-    opened = open_model(checkpoint, precision="float32")
-    asked = []
-    for text in texts:
-        tokens = opened.tokenizer.encode(text)
-        asked += [Asked([opened.tokenizer.bos, *tokens[:2]], tokens[2 : context - 1])]
-    scored = score(opened.model, asked)
-    return -sum(s.logp for s in scored) / sum(len(a.continuation) for a in asked)
-
-
 def measure(setup: Setup, bench: Bench) -> dict[str, Any]:
     """Train once; the loss before and after, against what the source allows."""
     chain = Chain(setup.alpha, bench.seed)

@@ -25,7 +25,7 @@ class LabRun(Settings, frozen=True, kw_only=True):
     """One lab at one scale."""
 
     id: str
-    "Which lab."
+    "Which lab: P9, S11 and so on."
     out: str
     "Folder of this lab."
     shared: str
