@@ -38,7 +38,7 @@ class CompareOptions(Settings, frozen=True, kw_only=True):
     level: float = 0.95
     "Share of the resamples that an interval holds."
     draws: int = 10000
-    "Resamples."
+    "Resamples of the documents."
     out: str | None = None
     "File for the figures (.json); none: they are only printed."
     device: str = "auto"
