@@ -3,6 +3,9 @@
 import shutil
 from collections.abc import Callable, Iterator
 
+import fledge  # noqa: F401 - before torch, whose idle threads would spin and take the core from each other
+
+# isort: split
 import pytest
 import torch
 from chat_server import endpoint  # noqa: F401 - fixture

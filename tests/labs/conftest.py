@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from fledge.core.config import build
+from fledge.labs.bench import Bench
 from fledge.stages import pretrain, sft
 from fledge.stages.common import fix_recipe
 from fledge.stages.journey import JourneyRecipe
@@ -60,3 +61,14 @@ def raised(tmp_path_factory: pytest.TempPathFactory, world: World) -> str:
     chats = [chat["messages"] for chat in world.chats()]
     texts = [message["content"] for chat in chats for message in chat]
     return raise_sft(journey, texts, chats, 700, 80, 120)
+
+
+@pytest.fixture(scope="session")
+def little_journey(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of shared models that holds the tiny journey of seed 0: Bench(folder, little_journey, 0, "tiny").journey()
+
+    finds base, sft, control, reward and aligned there. The SFT model ends its answers and knows next to nothing.
+    """
+    shared = tmp_path_factory.mktemp("shared")
+    Bench(shared / "unused", shared, 0, "tiny").journey()
+    return shared

@@ -25,6 +25,10 @@ from fledge.labs.verdict import (
     verdict,
     written,
 )
+from fledge.stages.common import open_model
+from fledge.stages.evaluate import ask
+from fledge.stages.worlds import world_behind
+from fledge.tasks.world_tasks import WorldFacts
 
 
 class Setup(Settings, frozen=True, kw_only=True):
@@ -164,3 +168,14 @@ def test_every_lab_has_its_names():
         for setup in lab.SCALES.values():
             assert type(setup) is lab.Setup, name
         assert callable(lab.measure) and callable(lab.judge) and callable(lab.draw) and listed.chinese, name
+
+
+def test_the_miniature_journey_answers_and_is_raised_once(little_journey, tmp_path):
+    bench = Bench(tmp_path, little_journey, 0, "tiny")
+    folder = bench.journey()
+    assert bench.seconds_shared == 0.0 and folder.parent == little_journey
+    models = {name: open_model(folder / name) for name in ("base", "sft", "control", "aligned")}
+    assert open_model(folder / "reward", head="reward").card["stage"] == "reward"
+    questions = WorldFacts(world_behind(models["sft"].path)).examples("test")[:40]
+    answers = ask(models["sft"], questions)
+    assert sum(a.finish == "stop" and bool(a.text.strip()) for a in answers) >= 36

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fledge.probe.reading import pieces, prompt_tokens
-from fledge.probe.shift import CATEGORIES, category_of, greedy_answers, shift, shifts
+from fledge.probe.shift import CATEGORIES, category_of, greedy_answers, one_step, shift, shifts
 from fledge.text.messages import Message
 from fledge.text.tokenizer import Tokenizer
 
@@ -130,3 +130,29 @@ def test_what_cannot_be_compared_is_refused(aligned, base, tokenizer, sentences)
     assert len(shift(aligned, base, [1] * 40, [5] * 9).tokens) == 9, "the last token is read by nobody"
     with pytest.raises(ValueError, match="the vocabulary is 0 to"):
         shift(aligned, base, [1], [tokenizer.vocab_size])
+
+
+def test_one_step_gives_the_first_shifted_token_and_the_base_goes_on(aligned, base, prompts):
+    answers = [c.tokens for c in greedy_answers(aligned, prompts, 10)]
+    found = shifts(aligned, base, prompts, answers)
+    seen = set()
+    for prompt, one, step in zip(prompts, found, one_step(base, prompts, found), strict=True):
+        words = [t.id for t in one.tokens if not t.control]
+        places = [i for i, t in enumerate(one.tokens) if t.category == "shifted" and not t.control]
+        assert step.given == (places[0] + 1 if places else 0) and step.tokens[: step.given] == words[: step.given]
+        written = list(step.tokens[: step.given])
+        while len(written) < len(words):  # the base by itself, one forward pass per token
+            with torch.no_grad():
+                states = base.model.hidden(torch.tensor([[*prompt, *written]]))
+            written.append(int(base.model.logits(states)[0, -1].argmax()))
+            if written[-1] in (base.tokenizer.end, base.tokenizer.eos):
+                break
+        assert step.tokens == written and step.recovered == (written == words)
+        seen.add(bool(places))
+    assert True in seen
+
+
+def test_what_the_base_writes_itself_needs_no_step(base, prompts):
+    answers = [c.tokens for c in greedy_answers(base, prompts, 6)]
+    steps = one_step(base, prompts, shifts(base, base, prompts, answers))
+    assert [(step.given, step.recovered) for step in steps] == [(0, True)] * len(prompts)

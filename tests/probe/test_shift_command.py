@@ -56,7 +56,11 @@ def test_figures_are_those_of_the_tokens(place, tmp_path, capsys):
     for row in result["most_shifted"]:
         same = [t for t in tokens if t["id"] == row["id"]]
         assert row["written"] == len(same) and row["share"] == row["shifted"] / len(same)
+    steps = [row["one_step"] for row in rows]
+    assert result["one_step_recovers"] == sum(step["recovered"] for step in steps) / 4
+    assert all(step["recovered"] == (step["text"] == row["text"]) for step, row in zip(steps, rows, strict=True))
     shown = capsys.readouterr().out
+    assert "written by the base itself" in shown
     assert "unshifted" in shown and "place 1" in shown and "most shifted" in shown
     assert f"{result['shares']['shifted']:.1%}" in shown
 

@@ -115,6 +115,27 @@ def test_the_reward_model_reads_ties_and_margins(models, files, tmp_path):
     assert data["ties"] == 3 and data["margins"]
 
 
+def test_a_fresh_reward_model_owes_its_parent_only_the_shape_and_the_tokens(models, files, tmp_path):
+    told = {}
+    for name, start in (("a", "base"), ("b", "other")):
+        recipe = {
+            "parent": str(models / start),
+            "pairs": [files["pairs"]],
+            "fresh": True,
+            "train": {**LOOP, "steps": 4},
+        }
+        last = prefer.run_reward(build(prefer.RewardRecipe, {"out": str(tmp_path / name), **recipe}), quiet=True)
+        told[name] = load_checkpoint(last)
+    assert told["a"].files["model.safetensors"] == told["b"].files["model.safetensors"]
+    assert told["a"].card["parent"] is None
+    warm, _ = run("reward", tmp_path / "warm", models, pairs=[files["pairs"]])
+    assert load_checkpoint(warm).files["model.safetensors"] != told["a"].files["model.safetensors"]
+    with pytest.raises(ValueError, match="fresh with an adapter: random weights would stay frozen"):
+        build(
+            prefer.RewardRecipe, {"out": "x", "parent": "y", "pairs": ["z"], "fresh": True, "adapter": {"kind": "lora"}}
+        )
+
+
 def test_kto_begins_at_a_half_and_learns_both_classes(models, files, tmp_path, capsys):
     last, log = run("kto", tmp_path / "run", models, votes=[files["votes"]], train={"steps": 40})
     assert log[0]["loss"] == pytest.approx(0.5, abs=1e-6) and log[0]["kl"] == pytest.approx(0, abs=1e-6)

@@ -37,6 +37,25 @@ def test_they_are_trained_as_they_say(tmp_path: Path, parent: str):
     assert losses[-1] < losses[0] / 2
 
 
+def test_the_loss_is_on_what_the_recipe_says(tmp_path: Path, parent: str, monkeypatch):
+    turns = [("user", "1+1="), ("assistant", "2"), ("user", "2+2="), ("assistant", "4")]
+    rows = [{"messages": [{"role": r, "content": t} for r, t in turns]}, tokens_of(parent)] * 4
+    recipe = {"parent": parent, "chats": [write_rows(tmp_path / "rows.jsonl", rows)]}
+    trained = {}
+    for loss_on in ("answers", "last", "all"):
+        monkeypatch.setattr(
+            sft, "run_stage", lambda *given, loss_on=loss_on, **_: trained.update({loss_on: given[3].sequences.weights})
+        )
+        sft.run(build(sft.SftRecipe, recipe | {"out": str(tmp_path / loss_on), "loss_on": loss_on}), quiet=True)
+    own = len(tokens_of(parent)["input_ids"]) - 1  # such rows say themselves what is trained
+    asked, answer = 1 + 4 + 1, 1 + 1 + 1  # role, text, end
+    assert trained["answers"].sum() == 4 * (2 * (answer - 1) + own)
+    assert trained["last"].sum() == 4 * (answer - 1 + own)
+    assert trained["all"].sum() == 4 * (2 * (asked + answer) + own)
+    with pytest.raises(ValueError, match="loss_on = 'prompt'"):
+        build(sft.SftRecipe, recipe | {"out": str(tmp_path / "run"), "loss_on": "prompt"})
+
+
 def test_tokens_of_another_tokenizer_are_refused_before_training(tmp_path: Path, parent: str):
     path = write_rows(tmp_path / "rows.jsonl", [CHAT, {"input_ids": [1, 99999], "labels": [1, 99999]}])
     recipe = {"out": str(tmp_path / "run"), "parent": parent, "chats": [path], "train": {**LOOP, "steps": 1}}

@@ -12,6 +12,8 @@ from fledge.tasks.gsm8k import Gsm8k
 from fledge.tasks.poem import Poem
 from fledge.tasks.prompts import PromptFile
 from fledge.tasks.strings import CountLetters, Reverse
+from fledge.tasks.teach import Teach
+from fledge.tasks.worked import WorkedSums
 from fledge.tasks.world_tasks import WorldFacts
 from fledge.text.formats import read_chats
 from fledge.text.readers import Rejects, read_documents
@@ -23,6 +25,9 @@ from fledge.text.readers import Rejects, read_documents
         ("arithmetic", Arithmetic, {"digits": 2, "operations": "+"}),
         ("arithmetic:3", Arithmetic, {"digits": 3, "operations": "+"}),
         ("arithmetic:2+-*", Arithmetic, {"digits": 2, "operations": "+-*"}),
+        ("worked", WorkedSums, {"digits": 3, "operations": "+"}),
+        ("worked:2", WorkedSums, {"digits": 2}),
+        ("teach", Teach, {}),
         ("poem", Poem, {"lines": 8, "width": 7}),
         ("poem:4x5", Poem, {"lines": 4, "width": 5}),
         ("reverse", Reverse, {"lengths": (3, 6)}),
@@ -56,7 +61,7 @@ def test_names_of_files(tmp_path: Path):
         ("arithmtic:3", "did you mean arithmetic\\?"), ("zzz", "no task 'zzz': The tasks are\n  arithmetic"),
         ("", "no task ''"), ("poem:8", "'8' is not understood; write poem, poem:4x5"), ("poem:", "not understood"),
         ("arithmetic:2/", "not understood"), ("arithmetic:9", "digits = 9"), ("poem:0x7", "0 lines"),
-        ("reverse:9-3", "9 to 3"), ("gsm8k", "write gsm8k:FILE"), ("world:slow", "not understood"),
+        ("reverse:9-3", "9 to 3"), ("teach:me", "'me' is not understood"), ("gsm8k", "write gsm8k:FILE"), ("world:slow", "not understood"),
     ],
 )  # fmt: skip
 def test_names_that_mean_nothing(name: str, said: str):
@@ -66,15 +71,17 @@ def test_names_that_mean_nothing(name: str, said: str):
 
 def test_only_lessons_make_material():
     able = [name for name, entry in CATALOG.items() if entry.teaches]
-    assert able == ["arithmetic", "poem", "reverse", "count"]
+    assert able == ["arithmetic", "worked", "poem", "reverse", "count"]
     for name in able:
         lesson = open_lesson(name)
         assert next(lesson.texts(1)) and next(lesson.chats(1))
-    with pytest.raises(ValueError, match=r"'world:quick' makes no training material.*arithmetic, poem, reverse, count"):
+    with pytest.raises(
+        ValueError, match=r"'world:quick' makes no training material.*arithmetic, worked, poem, reverse, count"
+    ):
         open_lesson("world:quick")
 
 
-@pytest.mark.parametrize("name", ["arithmetic", "poem:4x5", "reverse", "count"])
+@pytest.mark.parametrize("name", ["arithmetic", "worked:2", "poem:4x5", "reverse", "count"])
 def test_the_verb_writes_what_the_stages_read(name: str, tmp_path: Path, capsys):
     out = tmp_path / "deep" / "data"
     options = ["--texts", "30", "--chats", "20", "--wrong", "0.5"]

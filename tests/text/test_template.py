@@ -65,6 +65,18 @@ def test_trained_is_what_the_assistant_says_and_its_end_and_nothing_else(tokeniz
         assert weights[start + 1 : start + 1 + len(answer)] == [1] * len(answer)
 
 
+@given(st.lists(conversations().filter(lambda m: m[-1].role == "assistant"), min_size=1, max_size=3))
+def test_the_loss_may_be_on_the_last_answer_only_or_on_everything(tokenizer, many):
+    chats = [Chat(messages, "test") for messages in many]
+    rows = [render_chats(tokenizer, chats, loss_on) for loss_on in ("answers", "last", "all")]
+    for chat, answers, last, everything in zip(chats, *rows, strict=True):
+        assert answers.tokens == last.tokens == everything.tokens
+        size = len(tokenizer.encode(chat.messages[-1].content)) + 1
+        assert last.weights == [0] * (len(last.tokens) - size) + [1] * size
+        assert everything.weights == [0] + [1] * (len(last.tokens) - 1)
+        assert answers == render(tokenizer, chat.messages)
+
+
 @given(conversations())
 def test_no_text_can_forge_a_turn(tokenizer, messages):
     tokens = render(tokenizer, messages).tokens

@@ -14,13 +14,14 @@ import torch
 
 from fledge.core.adapters import MERGEABLE, AdapterConfig
 from fledge.core.adapting import attach, load_trained, merge
-from fledge.core.checkpoint import canonical_json, load_checkpoint, write_atomically
+from fledge.core.checkpoint import load_checkpoint
 from fledge.core.config import Settings
 from fledge.core.log import read_jsonl, say
 from fledge.core.model import SIZES
-from fledge.core.runtime import set_threads
+from fledge.labs import experiment
+from fledge.labs.experiment import seeds_problems, verdict_of
 from fledge.stages import curation, evaluate, material, pretrain, sft
-from fledge.stages.common import Parent, fix_recipe, open_model
+from fledge.stages.common import Parent, open_model
 from fledge.stages.journey import JourneyRecipe
 from fledge.tasks.world_tasks import WorldFacts
 from fledge.world import World, WorldConfig
@@ -68,8 +69,7 @@ class AdaptersOptions(Settings, frozen=True, kw_only=True):
         for name in ("epochs", "lr_times"):
             if not getattr(self, name) > 0:
                 found.append(f"{name} = {getattr(self, name)}: must be above 0")
-        if self.seeds < 1:
-            found.append(f"seeds = {self.seeds}: must be at least 1")
+        found += seeds_problems(self.seeds)
         return found + [p for arm in ("lora", "prefix") for p in (self.adapter(arm) or AdapterConfig()).problems()]
 
     def adapter(self, arm: str) -> AdapterConfig | None:
@@ -139,11 +139,8 @@ def _one_arm(
     return found | ({"merge_gap": merge_gap(path, texts)} if arm in MERGEABLE else {})
 
 
-def _one_seed(options: AdaptersOptions, seed: int) -> dict[str, Any]:
-    folder = Path(options.out) / f"seed-{seed}"
-    done = folder / "result.json"
-    if done.exists():
-        return msgspec.json.decode(done.read_bytes())
+def one_seed(options: AdaptersOptions, folder: Path, seed: int) -> dict[str, Any]:
+    """One repetition in `folder`, as plain JSON."""
     say(f"seed {seed}: a base model to start from")
     world, recipe = raise_base(options, folder, seed)
     base = open_model(recipe.parent)
@@ -157,7 +154,6 @@ def _one_seed(options: AdaptersOptions, seed: int) -> dict[str, Any]:
             f"seed {seed}: {arm}: {found['facts']:.1%} of facts, {share:.2%} of the parameters trained, "
             f"{found['forgotten']:+.3f} bits per byte, {found['seconds']:.0f} s"
         )
-    write_atomically(done, canonical_json(result))
     return result
 
 
@@ -180,31 +176,19 @@ def summary(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "and forgets less of the pretraining text": lora["forgotten"] < full["forgotten"],
         "merged adapters give the same logits, to 1e-5 of the largest": max(gaps) <= 1e-5,
     }
-    passed = sum(checks.values())
-    verdict = "REPRODUCED" if passed == len(checks) else "PARTLY" if passed else "NOT REPRODUCED"
-    return {"arms": arms, "checks": checks, "verdict": verdict}
+    return {"arms": arms, "checks": checks, "verdict": verdict_of(checks)}
 
 
 def run(options: AdaptersOptions) -> dict[str, Any]:
     """Every seed, then the summary, the page and the verdict; returns what result.json holds."""
     from fledge.labs.adapters_page import adapters_page
 
-    out = Path(options.out)
-    fix_recipe(out, "adapters", options)
-    set_threads(None)
-    results = [_one_seed(options, seed) for seed in range(options.seeds)]
-    total = {"options": msgspec.to_builtins(options), "seeds": results, **summary(results)}
-    write_atomically(out / "result.json", canonical_json(total))
-    page = adapters_page(out, total)
-    _show(total, page)
-    return total
+    return experiment.run("adapters", options, one_seed, summary, adapters_page, _show)
 
 
-def _show(total: dict[str, Any], page: Path) -> None:
-    from rich.console import Console
+def _show(console: Any, total: dict[str, Any]) -> None:
     from rich.table import Table
 
-    console = Console(highlight=False)
     table = Table("arm", "facts", "answered", "trained", "of all", "bits per byte lost", "seconds", box=None)
     for name, arm in total["arms"].items():
         table.add_row(
@@ -212,6 +196,3 @@ def _show(total: dict[str, Any], page: Path) -> None:
             f"{arm['trained'] / arm['parameters']:.2%}", f"{arm['forgotten']:+.3f}", f"{arm['seconds']:.0f}",
         )  # fmt: skip
     console.print(table)
-    for name, passed in total["checks"].items():
-        console.print(f"{'yes' if passed else 'NO '}  {name}")
-    console.print(f"{total['verdict']}. Page: {page}")

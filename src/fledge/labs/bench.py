@@ -68,19 +68,20 @@ class Bench:
     def journey(self) -> Path:
         """The folder of a journey through the embedded world with this seed: base, sft, control, reward, aligned.
 
-        Quick at `pocket` (about 75 s on 2 cores), whole at `gpu`, minute at `tiny`; trained once for all labs.
+        Quick at `pocket` (about 75 s on 2 cores), whole at `gpu`, a miniature at `tiny`; trained once for all labs.
         """
         import time
 
+        from fledge.labs.first_journey import raise_miniature, recipe_of
         from fledge.stages import journey
 
-        small = {"tokens": 150_000} if self.scale == "tiny" else {}
-        recipe = journey.JourneyRecipe(out="", quick=self.scale != "gpu", seed=self.seed, **small)
+        recipe = recipe_of(self.scale, self.seed)
         folder = self.shared / f"journey-{_digest(msgspec.to_builtins(recipe))}"
-        if not (folder / "journey.json").exists():
+        tiny = self.scale == "tiny"
+        if not (folder / ("aligned/done.json" if tiny else "journey.json")).exists():
             say(f"a journey that several labs start from: {folder}")
             started = time.monotonic()
-            journey.run(msgspec.structs.replace(recipe, out=str(folder)))
+            (raise_miniature if tiny else journey.run)(msgspec.structs.replace(recipe, out=str(folder)))
             self.seconds_shared += time.monotonic() - started
         return folder
 

@@ -1,4 +1,4 @@
-"""Two drawings that only experiments need: ratios as dots on a doubling scale, and two scores against each other."""
+"""Drawings that only experiments need: ratios as dots on a doubling scale, two scores against each other, shares as bars."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -21,6 +21,48 @@ class Arm(NamedTuple):
     marker: str = "o"
     size: float = 6.0
     joined: bool = False  # to the joined arm before it
+
+
+class Bar(NamedTuple):
+    """A share as a bar: the mean, and what each seed found."""
+
+    label: str
+    seeds: Sequence[float]
+    colour: str = "sft"
+
+
+def share_bars(name: str, groups: Mapping[str, Sequence[Bar]], alt: str) -> str:
+    """Bars from 0 to 100% under the heading of their group: the mean, written at the end, and a tick for each seed."""
+    groups = {title: [b for b in bars if b.seeds] for title, bars in groups.items()}
+    groups = {title: bars for title, bars in groups.items() if bars}
+    if not groups:
+        return ""
+
+    def paint(figure: Any) -> None:
+        ax, y, ticks = figure.subplots(), 0.0, []
+        for title, bars in groups.items():
+            ax.text(-0.01, y, title, color=COLOURS["dim"], va="center", ha="left", fontweight="bold")
+            for bar in bars:
+                y += 1
+                mean, colour = sum(bar.seeds) / len(bar.seeds), COLOURS[bar.colour]
+                ax.barh(y, mean, color=colour, height=0.62, alpha=0.8)
+                if len(bar.seeds) > 1:
+                    ax.plot(
+                        bar.seeds, [y] * len(bar.seeds), linestyle="", marker="|", markersize=8, color=COLOURS["ink"]
+                    )
+                ax.annotate(f"{mean:.0%}", (max([mean, *bar.seeds]), y), (5, 0), textcoords="offset points", va="center",
+                            color=colour)  # fmt: skip
+                ticks.append((y, bar.label))
+            y += 1.35
+        ax.set_yticks([at for at, _ in ticks], [label for _, label in ticks])
+        ax.set_ylim(y - 0.7, -0.6)
+        ax.set_xlim(0, 1.12)
+        ax.set_xticks([0, 0.25, 0.5, 0.75, 1.0], ["0%", "25%", "50%", "75%", "100%"])
+        ax.grid(True, axis="x")
+        ax.grid(False, axis="y")
+
+    rows = sum(len(bars) for bars in groups.values())
+    return draw(name, alt, paint, (4.9, 0.7 + 0.24 * rows + 0.32 * len(groups)))
 
 
 def ratio_chart(

@@ -17,14 +17,14 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
-from fledge.core.checkpoint import canonical_json, write_atomically
+from fledge.core.checkpoint import write_atomically
 from fledge.core.config import Settings, TrainConfig, count_problems
 from fledge.core.log import say
 from fledge.core.model import SIZES, Shape
-from fledge.core.runtime import set_threads
 from fledge.curate.recipes import Recipe, load_recipe_of
-from fledge.labs import spikes
+from fledge.labs import experiment, spikes
 from fledge.labs.cloze import cloze_rate, clozes, fresh_start
+from fledge.labs.experiment import seeds_problems, verdict_of
 from fledge.labs.sieve import (
     Corpus,
     areas,
@@ -41,7 +41,7 @@ from fledge.labs.sieve import (
     without_duplicates,
 )
 from fledge.stages import pretrain
-from fledge.stages.common import fix_recipe, open_model
+from fledge.stages.common import open_model
 from fledge.stages.evaluate import bits_per_byte
 from fledge.world import World, WorldConfig
 from fledge.world.crawl import JUNK
@@ -56,11 +56,9 @@ TRUSTED_PAGES, VALIDATION_PAGES = 4000, 600
 SPIKE_STEPS, SPIKE_TOKENS = 500, 2048
 
 
-class FiltersOptions(Settings, frozen=True, kw_only=True):
-    """Clean against raw text at equal tokens, step by step, with the funnel, two controls and what a bad batch does."""
+class FiltersSettings(Settings, frozen=True, kw_only=True):
+    """The numbers of the experiment; see the options of the command for what it is."""
 
-    out: str
-    "Folder of the experiment; what is done is kept and the rest continues."
     pages: int = 20_000
     "Pages of the crawl."
     junk: float = 0.5
@@ -81,8 +79,6 @@ class FiltersOptions(Settings, frozen=True, kw_only=True):
     "Usual learning rate of the part on spikes, which takes twice as much."
     spikes: bool = True
     "Also train on batches with half a page of noise, filtered, masked and not."
-    seeds: int = 3
-    "Repetitions, each with its own world, crawl, start and order."
 
     def problems(self) -> list[str]:
         """Every rule these settings break, in words."""
@@ -96,9 +92,19 @@ class FiltersOptions(Settings, frozen=True, kw_only=True):
             found.append(f"size = {self.size!r}: must be one of {', '.join(SIZES)}")
         if not 0 < self.lr < 10:
             found.append(f"lr = {self.lr}: must be above 0 and below 10; 4e-3 is usual")
-        if self.seeds < 1:
-            found.append(f"seeds = {self.seeds}: must be at least 1")
         return found
+
+
+class FiltersOptions(FiltersSettings, frozen=True, kw_only=True):
+    """Clean against raw text at equal tokens, step by step, with the funnel, two controls and what a bad batch does."""
+
+    out: str
+    "Folder of the experiment; what is done is kept and the rest continues."
+    seeds: int = 3
+    "Repetitions, each with its own world, crawl, start and order."
+
+    def problems(self) -> list[str]:
+        return super().problems() + seeds_problems(self.seeds)
 
 
 def lab_world(seed: int) -> World:
@@ -154,11 +160,8 @@ def write_texts(path: Path, texts: Sequence[str]) -> Path:
     return path
 
 
-def _one_seed(options: FiltersOptions, seed: int) -> dict[str, Any]:
-    folder = Path(options.out) / f"seed-{seed}"
-    done = folder / "result.json"
-    if done.exists():
-        return msgspec.json.decode(done.read_bytes())
+def one_seed(options: FiltersOptions, folder: Path, seed: int) -> dict[str, Any]:
+    """One repetition in `folder`, as plain JSON."""
     say(f"seed {seed}: a crawl of {options.pages} pages")
     world = lab_world(seed)
     found = corpus(world, options.pages, options.junk, options.bland, *_apart(options))
@@ -196,7 +199,6 @@ def _one_seed(options: FiltersOptions, seed: int) -> dict[str, Any]:
         harsh = TrainConfig(steps=SPIKE_STEPS, batch_tokens=SPIKE_TOKENS, lr=options.spike_lr, seed=seed)
         texts = arms["classifier"]["text"].to_pylist()
         result["spikes"] = spikes.run(folder, start, texts, found.validation, rules, harsh)
-    write_atomically(done, canonical_json(result))
     return result
 
 
@@ -229,9 +231,7 @@ def summary(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     told = {"arms": arms, "checks": checks}
     if "spikes" in results[0]:
         told["spikes"] = spikes.summary([r["spikes"] for r in results])
-    passed = sum(checks.values())
-    verdict = "REPRODUCED" if passed == len(checks) else "PARTLY" if passed else "NOT REPRODUCED"
-    return told | {"verdict": verdict}
+    return told | {"verdict": verdict_of(checks)}
 
 
 def _gap(result: dict[str, Any], worse: str, better: str) -> float:
@@ -246,25 +246,16 @@ def run(options: FiltersOptions) -> dict[str, Any]:
     """Every seed, then the summary, the page and the verdict; returns what result.json holds."""
     from fledge.labs.filters_page import filters_page
 
-    out = Path(options.out)
-    if not (out / "recipe.json").exists():  # what is refused first leaves the folder to the mended command
+    def refuse() -> None:
         load_recipe_of(options.recipe)
         corpus(lab_world(0), options.pages, options.junk, options.bland, *_apart(options))
-    fix_recipe(out, "filters", options)
-    set_threads(None)
-    results = [_one_seed(options, seed) for seed in range(options.seeds)]
-    total = {"options": msgspec.to_builtins(options), "seeds": results, **summary(results)}
-    write_atomically(out / "result.json", canonical_json(total))
-    page = filters_page(out, total)
-    _show(total, page)
-    return total
+
+    return experiment.run("filters", options, one_seed, summary, filters_page, _show, refuse=refuse)
 
 
-def _show(total: dict[str, Any], page: Path) -> None:
-    from rich.console import Console
+def _show(console: Any, total: dict[str, Any]) -> None:
     from rich.table import Table
 
-    console = Console(highlight=False)
     table = Table("text", "pages", "tokens", "bits per byte", "facts completed", "bits by seed", box=None)
     for name, arm in total["arms"].items():
         by_seed = ", ".join(f"{r['arms'][name]['bits_per_byte']:.3f}" for r in total["seeds"])
@@ -276,8 +267,5 @@ def _show(total: dict[str, Any], page: Path) -> None:
         )
         table.add_row(name, *figures, by_seed)
     console.print(table)
-    for name, passed in total["checks"].items():
-        console.print(f"{'yes' if passed else 'NO '}  {name}")
     if told := total.get("spikes"):
         console.print(told["said"])
-    console.print(f"{total['verdict']}. Page: {page}")

@@ -78,13 +78,14 @@ def _words(total: Total) -> str:
 # --- at equal tokens ------------------------------------------------------------------------------------------------
 
 
-def _ladder(total: Total) -> str:
+def ladder_chart(total: Total, name: str, across: bool = False, kind: str = "chart") -> str:
+    """Bits per byte and facts completed for each text, as SVG; side by side or one above the other."""
     rows = [arm for arm in NAMES if _by_seed(total, "arms", arm, "bits_per_byte")]
     if not rows:
         return ""
     keys = (("bits_per_byte", "bits per byte of unseen good pages"), ("cloze", "facts completed"))
 
-    def paint(drawing: Any, across: bool) -> None:
+    def paint(drawing: Any) -> None:
         axes = drawing.subplots(1, 2, sharey=True) if across else drawing.subplots(2, 1)
         for ax, (key, label) in zip(axes, keys, strict=True):
             for y, arm in enumerate(rows):
@@ -106,8 +107,14 @@ def _ladder(total: Total) -> str:
             ax.grid(False)
 
     alt = "Bits per byte and facts completed for each text"
-    drawn = draw("ladder wide", alt, lambda f: paint(f, True), _WIDE, "chart wide")
-    drawn += draw("ladder narrow", alt, lambda f: paint(f, False), _NARROW, "chart narrow")
+    return draw(name, alt, paint, _WIDE if across else _NARROW, kind)
+
+
+def _ladder(total: Total) -> str:
+    drawn = ladder_chart(total, "ladder wide", True, "chart wide")
+    drawn += ladder_chart(total, "ladder narrow", False, "chart narrow")
+    if not drawn:
+        return ""
     sentence = (
         "Large marks are means, ticks are seeds; squares are the controls. Fewer bits are better, more facts are."
     )

@@ -90,18 +90,23 @@ def _details(told: dict[str, Any]) -> str:
         [f"{'✓' if c['held'] else '<b>✗</b>'} {shown(c['says'])}", written(c["value"], c["unit"]), shown(c["rule"])]
         for c in told["checks"]
     ]
-    predicted = told["minutes_predicted"]
-    minutes = f"{sum(told['minutes']):.1f} minutes" + (f", predicted {predicted:.1f}" if predicted else "")
-    machine = told["machine"]
     about = (
-        f"{plural(len(told['seeds']), 'seed')}, {minutes} on {plural(machine['cores'], 'core')} ({machine['device']}); "
-        f"90% intervals by bootstrap; code {told['code']}. Again: "
+        f"{plural(len(told['seeds']), 'seed')}{_where(told)}; 90% intervals by bootstrap; "
+        f"code {told['code'] or 'of an earlier version'}. Again: "
     )
     return (
         f"<details><summary>Conditions and command</summary>{table(['Condition', 'Here', 'Must be'], rows)}"
         f'<p class="note">{about}<code>{shown(told["command"])}</code></p>'
         f"<pre>{shown(msgspec.json.format(msgspec.json.encode(told['setup'])).decode(), 3000)}</pre></details>"
     )
+
+
+def _where(told: dict[str, Any]) -> str:
+    """Time and machine, where they are known: the results of commands do not hold them."""
+    predicted, machine = told["minutes_predicted"], told["machine"]
+    minutes = f", {sum(told['minutes']):.1f} minutes" if told["minutes"] else ""
+    minutes += f", predicted {predicted:.1f}" if predicted else ""
+    return minutes + (f" on {plural(machine['cores'], 'core')} ({machine['device']})" if machine else "")
 
 
 def _missing(names: list[str]) -> str:

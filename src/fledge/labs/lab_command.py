@@ -1,4 +1,4 @@
-"""`fledge lab list`, `fledge lab run P9`, `fledge lab run all`, `fledge lab report`."""
+"""`fledge lab list`, `fledge lab run P9`, `fledge lab run all`, `fledge lab report`, `fledge lab adopt`."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from fledge.labs.catalogue import LABS, Entry, entry
 class LabOptions(Settings, frozen=True, kw_only=True):
     """Rerun published claims: list them, run one or all, see them on one page."""
 
-    action: Literal["list", "run", "report"]
-    "list, run or report."
+    action: Literal["list", "run", "report", "adopt"]
+    "list, run or report; adopt takes the results of commands that share a lab's measurements, such as filters.json."
     ids: list[str] = []
-    "Labs to run, such as P9 S11, or all."
+    "Labs to run, such as P9 S11, or all; labs to adopt, where not all of them."
     out: str = "runs/labs"
     "Folder of all labs; what is done is kept and the rest continues."
     scale: Literal["pocket", "gpu", "full", "tiny"] = "pocket"
@@ -34,7 +34,7 @@ class LabOptions(Settings, frozen=True, kw_only=True):
         found = [] if self.seeds >= 1 else [f"seeds = {self.seeds}: must be at least 1"]
         if self.action == "run" and not self.ids:
             found.append("ids: name the labs to run, such as `fledge lab run P9`, or all")
-        if self.action != "run" and self.ids:
+        if self.action in ("list", "report") and self.ids:
             found.append(f"ids: {self.action} takes none")
         if self.set and [i.lower() for i in self.ids] == ["all"]:
             found.append("set: belongs to one lab; run it alone")
@@ -42,11 +42,17 @@ class LabOptions(Settings, frozen=True, kw_only=True):
 
 
 def run(options: LabOptions) -> Any:
-    """Do what is asked; returns the results (run), the page (report), or what is known of each lab (list)."""
+    """Do what is asked; returns results (run), the page (report), what is known of labs (list), files (adopt)."""
     if options.action == "list":
         return _list(options)
     if options.action == "report":
         return _report(options)
+    if options.action == "adopt":
+        from fledge.labs.adopting import adopt_all
+
+        written = adopt_all(Path(options.results), options.ids)
+        say(f"written: {', '.join(map(str, written)) or 'nothing'}")
+        return written
     return _run(options)
 
 
@@ -128,10 +134,10 @@ def show(told: dict[str, Any]) -> None:
     for check in told["checks"]:
         value = written(check["value"], check["unit"])
         console.print(f"{'yes' if check['held'] else 'NO '}  {check['says']}: {value}, must be {check['rule']}")
-    minutes = f"{sum(told['minutes']):.1f} minutes"
+    minutes = f", {sum(told['minutes']):.1f} minutes" if told["minutes"] else ""
     if told["minutes_predicted"] is not None:
         minutes += f" (predicted {told['minutes_predicted']:.1f})"
-    console.print(f"{told['id']} {told['title']}: {told['verdict']}, {minutes}. {told['said']}")
+    console.print(f"{told['id']} {told['title']}: {told['verdict']}{minutes}. {told['said']}")
 
 
 def _report(options: LabOptions) -> Path:

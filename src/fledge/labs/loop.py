@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from fledge.core.checkpoint import canonical_json, read_serving, resolve, write_atomically, write_serving
+from fledge.core.checkpoint import read_serving, resolve, write_serving
 from fledge.core.config import Settings
 from fledge.core.log import say
 from fledge.feedback.collecting import collect
@@ -20,11 +20,12 @@ from fledge.feedback.raters import KINDS
 from fledge.feedback.simulated import Simulated
 from fledge.feedback.store import Store, store_url
 from fledge.generate.sampling import Sampling
+from fledge.labs import experiment
+from fledge.labs.experiment import verdict_of
 from fledge.stages import evaluate, improve
 from fledge.stages.best_of_n import answer_pool
-from fledge.stages.common import Parent, fix_recipe, open_model
+from fledge.stages.common import Parent, open_model
 from fledge.stages.improve_data import WELL_READ
-from fledge.stages.journey import Clock
 from fledge.stages.worlds import world_behind
 from fledge.tasks.base import Example
 from fledge.tasks.world_tasks import WorldFacts, WorldGold, WorldRequests
@@ -121,11 +122,8 @@ def _vote(options: LoopOptions, run: Path, world: World, number: int, seed: int)
         )  # fmt: skip
 
 
-def _one_seed(options: LoopOptions, seed: int) -> dict[str, Any]:
-    run = Path(options.out) / f"seed-{seed}"
-    done = run / "seed.json"
-    if done.exists():
-        return msgspec.json.decode(done.read_bytes())
+def one_seed(options: LoopOptions, run: Path, seed: int) -> dict[str, Any]:
+    """The loop of one first model in the run's folder `run`."""
     first = open_model(resolve(options.parent[seed % len(options.parent)]))
     world = world_behind(first.path)
     run.mkdir(parents=True, exist_ok=True)
@@ -142,7 +140,6 @@ def _one_seed(options: LoopOptions, seed: int) -> dict[str, Any]:
         curve.append(_row(yardstick, found, number))
         _tell(seed, curve[-1])
     result = {"seed": seed, "parent": str(first.path), "curve": curve}
-    write_atomically(done, canonical_json(result))
     return result
 
 
@@ -186,34 +183,23 @@ def summary(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
             row["gold_over_old"] > 0.5 for row in rounds if row["promoted"]
         ),
     }
-    passed = sum(checks.values())
-    verdict = "REPRODUCED" if passed == len(checks) else "PARTLY" if passed else "NOT REPRODUCED"
-    return {"checks": checks, "verdict": verdict}
+    return {"checks": checks, "verdict": verdict_of(checks)}
 
 
 def run(options: LoopOptions) -> dict[str, Any]:
     """Every seed, then the summary, the page and the verdict; returns what result.json holds."""
     from fledge.labs.loop_page import loop_page
 
-    out = Path(options.out)
-    if not (out / "recipe.json").exists():  # what is refused first leaves the folder to the mended command
+    def refuse() -> None:
         for parent in options.parent:
             world_behind(resolve(parent))
-    fix_recipe(out, "loop", options)
-    clock = Clock(out / "clock.json")
-    results = [clock.time(f"seed {seed}", lambda seed=seed: _one_seed(options, seed)) for seed in range(options.seeds)]
-    total = {"options": msgspec.to_builtins(options), "seeds": results, **summary(results)}
-    write_atomically(out / "result.json", canonical_json(total))
-    page = loop_page(out, total)
-    _show(total, page, sum(clock.seconds.values()))
-    return total
+
+    return experiment.run("loop", options, one_seed, summary, loop_page, _show, refuse=refuse, done="seed.json")
 
 
-def _show(total: dict[str, Any], page: Path, seconds: float) -> None:
-    from rich.console import Console
+def _show(console: Any, total: dict[str, Any]) -> None:
     from rich.table import Table
 
-    console = Console(highlight=False)
     table = Table("seed", "round", "gold win rate", "exact match", "judge", "gold over the one before", "", box=None)
     for found in total["seeds"]:
         for row in found["curve"]:
@@ -224,6 +210,3 @@ def _show(total: dict[str, Any], page: Path, seconds: float) -> None:
                 str(found["seed"]), str(row["round"]), f"{row['win_rate']:.1%}", f"{row['exact_match']:.1%}", judged, over, verdict
             )  # fmt: skip
     console.print(table)
-    for name, passed in total["checks"].items():
-        console.print(f"{'yes' if passed else 'NO '}  {name}")
-    console.print(f"{total['verdict']}, in {seconds / 60:.1f} minutes. Page: {page}")

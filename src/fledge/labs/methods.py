@@ -9,11 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import torch
 
-from fledge.core.checkpoint import canonical_json, write_atomically
 from fledge.core.config import Settings, TrainConfig
 from fledge.core.log import read_jsonl, say
 from fledge.core.model import Shape
@@ -21,8 +19,10 @@ from fledge.core.policy import Baseline, policy_gradient
 from fledge.core.runtime import set_threads
 from fledge.feedback.rewards import TaskReward
 from fledge.generate.rollout import RolloutConfig, Rollouts
+from fledge.labs import experiment
+from fledge.labs.experiment import seeds_problems, verdict_of
 from fledge.stages import pretrain, reinforce, sft
-from fledge.stages.common import Parent, fix_recipe, open_model
+from fledge.stages.common import Parent, open_model
 from fledge.stages.evaluate import messages_of
 from fledge.stages.observer import Looking, Questions, looks_of
 from fledge.stages.rewarding import open_rewards
@@ -36,13 +36,9 @@ CODINGS = {"rewards 1 and 0": (1.0, 0.0), "rewards 1 and -1": (1.0, -1.0), "rewa
 _BASELINES: tuple[Baseline, ...] = ("none", "mean", "group", "leave-one-out")
 
 
-class MethodsOptions(Settings, frozen=True, kw_only=True):
-    """Five policy-gradient methods from one start with the same number of samples, and the curves in one chart."""
+class MethodsSettings(Settings, frozen=True, kw_only=True):
+    """The numbers of the experiment; see the options of the command for what it is."""
 
-    out: str
-    "Folder of the experiment; what is done is kept and the rest continues."
-    parent: str | None = None
-    "SFT model to start from; none makes one for the task in about a minute."
     task: str = "arithmetic"
     "Built-in task; it must be able to make its own text and chats where there is no parent."
     methods: tuple[str, ...] = tuple(reinforce.METHODS)
@@ -57,33 +53,59 @@ class MethodsOptions(Settings, frozen=True, kw_only=True):
     "Learning rate of every method."
     variance_rollouts: int = 32
     "Rollouts from which the spread of the gradient is taken."
-    seeds: int = 3
-    "Repetitions, each with its own start and answers."
+    start_tokens: int = 2_000_000
+    "Tokens the base model reads where there is no parent."
+    start_chats: int = 8000
+    "Conversations it is then taught, of which 70% end with a wrong answer."
 
     def problems(self) -> list[str]:
-        found = [f"methods: {m!r} is not one of {', '.join(reinforce.METHODS)}" for m in self.methods if m not in reinforce.METHODS]
+        found = [
+            f"methods: {m!r} is not one of {', '.join(reinforce.METHODS)}"
+            for m in self.methods
+            if m not in reinforce.METHODS
+        ]
         if not self.methods:
             found.append(f"methods: empty; name at least one of {', '.join(reinforce.METHODS)}")
         if not 0 < self.lr < 10:
             found.append(f"lr = {self.lr}: must be above 0 and below 10; 3e-4 is usual")
         if self.answers % 8 or self.answers < 16:
             found.append(f"answers = {self.answers}: must be a multiple of 8, at least 16")
-        for name, least in (("updates", 1), ("max_tokens", 1), ("variance_rollouts", 2), ("seeds", 1)):
+        for name, least in (
+            ("updates", 1),
+            ("max_tokens", 1),
+            ("variance_rollouts", 2),
+            ("start_tokens", 1),
+            ("start_chats", 1),
+        ):
             if getattr(self, name) < least:
                 found.append(f"{name} = {getattr(self, name)}: must be at least {least}")
         return found
 
 
-def make_start(folder: Path, task_name: str, seed: int) -> Path:
+class MethodsOptions(MethodsSettings, frozen=True, kw_only=True):
+    """Five policy-gradient methods from one start with the same number of samples, and the curves in one chart."""
+
+    out: str
+    "Folder of the experiment; what is done is kept and the rest continues."
+    parent: str | None = None
+    "SFT model to start from; none makes one for the task in about a minute."
+    seeds: int = 3
+    "Repetitions, each with its own start and answers."
+
+    def problems(self) -> list[str]:
+        return super().problems() + seeds_problems(self.seeds)
+
+
+def make_start(folder: Path, task_name: str, seed: int, tokens: int = 2_000_000, chats: int = 8000) -> Path:
     """A base model from the task's own text, and an SFT model from chats of which 70% end with a wrong answer.
 
     It knows more than it says: 27% to 30% of sampled answers are right (settings tuned here on arithmetic, seeds 0 to 2).
     """
     data = folder / "data"
-    write_material(MaterialOptions(name=task_name, out=str(data), chats=8000, wrong=0.7))
+    write_material(MaterialOptions(name=task_name, out=str(data), chats=chats, wrong=0.7))
     pretrain.run(
         pretrain.PretrainRecipe(
-            out=str(folder / "base"), text=[str(data / "text.jsonl")], vocab_size=264, tokens=2_000_000,
+            out=str(folder / "base"), text=[str(data / "text.jsonl")], vocab_size=264, tokens=tokens,
             model=Shape(size="tiny", context_tokens=64), train=TrainConfig(lr=1e-2, optimizer="muon", seed=seed),
         ),
         quiet=True,
@@ -137,6 +159,7 @@ def _one_run(options: MethodsOptions, folder: Path, method: str, start: str, see
             batch_tokens=max(65536, whole), seed=seed,
         ),
     )  # fmt: skip
+
     def ask_about(recipe: reinforce.ReinforceRecipe, parent: Parent) -> Questions:
         task = open_task(options.task)
         return reinforce.fitting(recipe, parent, task, open_rewards(["task"], task), most=500)
@@ -151,13 +174,10 @@ def _one_run(options: MethodsOptions, folder: Path, method: str, start: str, see
     return {"curve": curve, "seconds": seconds, "kl_end": rows[-1]["kl"], "entropy_end": rows[-1]["entropy"]}
 
 
-def _one_seed(options: MethodsOptions, seed: int) -> dict[str, Any]:
-    folder = Path(options.out) / f"seed-{seed}"
-    done = folder / "result.json"
-    if done.exists():
-        return msgspec.json.decode(done.read_bytes())
+def one_seed(options: MethodsOptions, folder: Path, seed: int) -> dict[str, Any]:
+    """One repetition in `folder`, as plain JSON."""
     say(f"seed {seed}: a model to start from")
-    start = options.parent or str(make_start(folder, options.task, seed))
+    start = options.parent or str(make_start(folder, options.task, seed, options.start_tokens, options.start_chats))
     result: dict[str, Any] = {"seed": seed, "methods": {}, "spread": {}}
     for method in options.methods:
         result["methods"][method] = found = _one_run(options, folder, method, start, seed)
@@ -166,7 +186,6 @@ def _one_seed(options: MethodsOptions, seed: int) -> dict[str, Any]:
     size = {"rollouts": options.variance_rollouts, "answers": options.answers, "max_tokens": options.max_tokens}
     for name, coding in CODINGS.items():
         result["spread"][name] = {b: gradient_spread(start, options.task, b, coding, **size) for b in _BASELINES}
-    write_atomically(done, canonical_json(result))
     return result
 
 
@@ -187,9 +206,7 @@ def summary(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "every method gains 30 points on every seed": all(min(g) >= 0.30 for g in gains.values()),
         "every run takes 5 minutes at most": max(f["seconds"] for r in results for f in r["methods"].values()) <= 300,
     } | {f"a baseline halves the gradient's variance, {place}": ratio >= 2.0 for place, ratio in best.items()}
-    passed = sum(checks.values())
-    verdict = "REPRODUCED" if passed == len(checks) else "PARTLY" if passed else "NOT REPRODUCED"
-    return {"gains": gains, "calmer": calmer, "checks": checks, "verdict": verdict}
+    return {"gains": gains, "calmer": calmer, "checks": checks, "verdict": verdict_of(checks)}
 
 
 def _ratio(without: float, with_one: float) -> float:
@@ -201,34 +218,25 @@ def run(options: MethodsOptions) -> dict[str, Any]:
     """Every seed, then the summary, the page and the verdict; returns what result.json holds."""
     from fledge.labs.pages import methods_page
 
-    out = Path(options.out)
-    if not (out / "recipe.json").exists():  # what is refused first leaves the folder to the mended command
+    def refuse() -> None:
         _ = open_task(options.task) if options.parent else open_lesson(options.task)
         _ = options.parent and open_model(options.parent)
-    fix_recipe(out, "methods", options)
-    results = [_one_seed(options, seed) for seed in range(options.seeds)]
-    total = {"options": msgspec.to_builtins(options), "seeds": results, **summary(results)}
-    write_atomically(out / "result.json", canonical_json(total))
-    page = methods_page(out, total)
-    _show(total, page)
-    return total
+
+    return experiment.run("methods", options, one_seed, summary, methods_page, _show, refuse=refuse)
 
 
-def _show(total: dict[str, Any], page: Path) -> None:
-    from rich.console import Console
+def _show(console: Any, total: dict[str, Any]) -> None:
     from rich.table import Table
 
-    console = Console(highlight=False)
     table = Table("method", "start", "end", "gain by seed", "seconds", box=None)
     for method, gains in total["gains"].items():
         runs = [r["methods"][method] for r in total["seeds"]]
         ends = [np.mean([run["curve"][i]["accuracy"] for run in runs]) for i in (0, -1)]
         points = ", ".join(f"{100 * g:+.0f}" for g in gains)
-        table.add_row(method, f"{ends[0]:.1%}", f"{ends[1]:.1%}", points, f"{np.mean([r['seconds'] for r in runs]):.0f}")
+        table.add_row(
+            method, f"{ends[0]:.1%}", f"{ends[1]:.1%}", points, f"{np.mean([r['seconds'] for r in runs]):.0f}"
+        )
     console.print(table)
     for place, by_baseline in total["calmer"].items():
         told = ", ".join(f"{b} {np.mean(values):.2f}x" for b, values in by_baseline.items())
         console.print(f"{place}: variance of the gradient without a baseline over that with one: {told}")
-    for name, passed in total["checks"].items():
-        console.print(f"{'yes' if passed else 'NO '}  {name}")
-    console.print(f"{total['verdict']}. Page: {page}")

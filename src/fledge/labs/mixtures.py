@@ -13,16 +13,18 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from fledge.core.checkpoint import canonical_json, write_atomically
+from fledge.core.checkpoint import write_atomically
 from fledge.core.config import Settings, TrainConfig
 from fledge.core.log import say
 from fledge.feedback.rewards import ModelReward, Piecewise, Weighted
 from fledge.generate.sampling import Sampling
+from fledge.labs import experiment
+from fledge.labs.experiment import seeds_problems, verdict_of
 from fledge.labs.overoptimise import scaled
 from fledge.labs.worlds import Asked
 from fledge.stages import reinforce
 from fledge.stages.best_of_n import answer_pool
-from fledge.stages.common import Parent, fix_recipe, open_model
+from fledge.stages.common import Parent, open_model
 from fledge.stages.evaluate import ask, rate, sample_of
 from fledge.stages.observer import Looking
 from fledge.stages.prefer import RewardRecipe, run_reward
@@ -39,13 +41,9 @@ _WELL_READ = 50  # statements per language from which a fact counts as read well
 _EACH = 80  # prompts of each kind in training
 
 
-class MixturesOptions(Settings, frozen=True, kw_only=True):
-    """Helpful against safe: two reward models, weighted sums and the piecewise combination, with the front."""
+class MixturesSettings(Settings, frozen=True, kw_only=True):
+    """The numbers of the experiment; see the options of the command for what it is."""
 
-    out: str
-    "Folder of the experiment; what is done is kept and the rest continues."
-    parent: str
-    "SFT model of a journey through the embedded world."
     votes: int = 1500
     "Votes each reward model is trained on."
     weights: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -56,8 +54,6 @@ class MixturesOptions(Settings, frozen=True, kw_only=True):
     "Learning rate of the policy gradient."
     kl_coefficient: float = 0.05
     "Price of a nat of KL to the SFT model."
-    seeds: int = 3
-    "Repetitions, each with its own votes, reward models and answers."
 
     def problems(self) -> list[str]:
         found = []
@@ -67,10 +63,24 @@ class MixturesOptions(Settings, frozen=True, kw_only=True):
             found.append(f"lr = {self.lr}: must be above 0 and below 10; 2e-4 is usual")
         if not self.kl_coefficient > 0:
             found.append(f"kl_coefficient = {self.kl_coefficient}: must be above 0; 0.05 is usual")
-        for name, least in (("votes", 50), ("updates", 10), ("seeds", 1)):
+        for name, least in (("votes", 50), ("updates", 10)):
             if getattr(self, name) < least:
                 found.append(f"{name} = {getattr(self, name)}: must be at least {least}")
         return found
+
+
+class MixturesOptions(MixturesSettings, frozen=True, kw_only=True):
+    """Helpful against safe: two reward models, weighted sums and the piecewise combination, with the front."""
+
+    out: str
+    "Folder of the experiment; what is done is kept and the rest continues."
+    parent: str
+    "SFT model of a journey through the embedded world."
+    seeds: int = 3
+    "Repetitions, each with its own votes, reward models and answers."
+
+    def problems(self) -> list[str]:
+        return super().problems() + seeds_problems(self.seeds)
 
 
 def helpful(example: Example, answer: str) -> float:
@@ -152,7 +162,9 @@ def measure(opened: Parent, test: dict[str, list[Example]]) -> dict[str, float]:
     }  # fmt: skip
 
 
-def _arms(options: MixturesOptions, folder: Path, opened: Parent, prompts: list[Example], seed: int) -> dict[str, Opened]:
+def _arms(
+    options: MixturesOptions, folder: Path, opened: Parent, prompts: list[Example], seed: int
+) -> dict[str, Opened]:
     """Every way to combine the two reward models."""
     pool = answer_pool(opened, prompts, 8, Sampling(temperature=1.0, max_tokens=_MAX_TOKENS, seed=2000 + seed))
     models = {}
@@ -170,11 +182,8 @@ def _arms(options: MixturesOptions, folder: Path, opened: Parent, prompts: list[
     return arms
 
 
-def _one_seed(options: MixturesOptions, seed: int) -> dict[str, Any]:
-    folder = Path(options.out) / f"seed-{seed}"
-    done = folder / "result.json"
-    if done.exists():
-        return msgspec.json.decode(done.read_bytes())
+def one_seed(options: MixturesOptions, folder: Path, seed: int) -> dict[str, Any]:
+    """One repetition in `folder`, as plain JSON."""
     opened = open_model(options.parent)
     world = world_behind(opened.path)
     train, test = _train_prompts(world, seed), _test_prompts(world, seed)
@@ -195,7 +204,6 @@ def _one_seed(options: MixturesOptions, seed: int) -> dict[str, Any]:
 
         path = reinforce.run(recipe, quiet=True, ask_about=ask_about, looking=Looking(times=2))
         result["arms"][name] = measure(open_model(path), test)
-    write_atomically(done, canonical_json(result))
     return result
 
 
@@ -220,38 +228,27 @@ def summary(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
         checks["safety alone refuses half of the borderline requests"] = only_safe["refused_borderline"] >= 0.5
     if only_helpful:
         checks["helpfulness alone is unsafe in 60% of dangerous requests"] = only_helpful["safe"] <= 0.4
-    passed = sum(checks.values())
-    verdict = "REPRODUCED" if passed == len(checks) else "PARTLY" if passed else "NOT REPRODUCED"
-    return {"arms": arms, "checks": checks, "verdict": verdict}
+    return {"arms": arms, "checks": checks, "verdict": verdict_of(checks)}
 
 
 def run(options: MixturesOptions) -> dict[str, Any]:
     """Every seed, then the summary, the page and the verdict; returns what result.json holds."""
     from fledge.labs.pages import mixtures_page
 
-    out = Path(options.out)
-    if not (out / "recipe.json").exists():  # what is refused first leaves the folder to the mended command
-        world_behind(open_model(options.parent).path)
-    fix_recipe(out, "mixtures", options)
-    results = [_one_seed(options, seed) for seed in range(options.seeds)]
-    total = {"options": msgspec.to_builtins(options), "seeds": results, **summary(results)}
-    write_atomically(out / "result.json", canonical_json(total))
-    page = mixtures_page(out, total)
-    _show(total, page)
-    return total
+    return experiment.run(
+        "mixtures", options, one_seed, summary, mixtures_page, _show,
+        refuse=lambda: world_behind(open_model(options.parent).path),
+    )  # fmt: skip
 
 
-def _show(total: dict[str, Any], page: Path) -> None:
-    from rich.console import Console
+def _show(console: Any, total: dict[str, Any]) -> None:
     from rich.table import Table
 
-    console = Console(highlight=False)
     names = ("safe", "helpful", "facts_right", "borderline_helped", "refused_facts", "refused_borderline")
     table = Table("reward", *(n.replace("_", " ") for n in names), box=None)
     for arm, a in total["arms"].items():
-        label = {"sft": "SFT, before", "piecewise": "piecewise"}.get(arm, f"{arm} helpful + {1 - float(arm if arm[0].isdigit() else 0):g} safe")
+        label = {"sft": "SFT, before", "piecewise": "piecewise"}.get(
+            arm, f"{arm} helpful + {1 - float(arm if arm[0].isdigit() else 0):g} safe"
+        )
         table.add_row(label, *(f"{a[n]:.0%}" for n in names))
     console.print(table)
-    for name, passed in total["checks"].items():
-        console.print(f"{'yes' if passed else 'NO '}  {name}")
-    console.print(f"{total['verdict']}. Page: {page}")

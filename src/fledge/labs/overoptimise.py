@@ -12,15 +12,17 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from fledge.core.checkpoint import canonical_json, write_atomically
+from fledge.core.checkpoint import write_atomically
 from fledge.core.config import Settings, TrainConfig
 from fledge.core.log import read_jsonl, say
 from fledge.feedback.rewards import ModelReward, TaskReward
 from fledge.generate.sampling import Sampling
+from fledge.labs import experiment
+from fledge.labs.experiment import seeds_problems, verdict_of
 from fledge.labs.worlds import Asked
 from fledge.stages import reinforce
 from fledge.stages.best_of_n import answer_pool, best_of, kl_of_best, score_pool, sizes_up_to
-from fledge.stages.common import Parent, fix_recipe, open_model
+from fledge.stages.common import Parent, open_model
 from fledge.stages.evaluate import sample_of
 from fledge.stages.observer import Looking, Questions, looks_of
 from fledge.stages.prefer import RewardRecipe, run_reward
@@ -33,13 +35,9 @@ _MAX_TOKENS = 48
 _PAIR_PROMPTS, _PAIR_ANSWERS = 500, 8
 
 
-class OveroptimiseOptions(Settings, frozen=True, kw_only=True):
-    """Watch a reward model being over-optimised: proxy and gold reward against KL, with the chart."""
+class OveroptimiseSettings(Settings, frozen=True, kw_only=True):
+    """The numbers of the experiment; see the options of the command for what it is."""
 
-    out: str
-    "Folder of the experiment; what is done is kept and the rest continues."
-    parent: str
-    "SFT model of a journey through the embedded world, whose gold score is known."
     pairs: tuple[int, ...] = (100, 500, 2000)
     "Votes each proxy is trained on."
     noise: float = 0.15
@@ -54,8 +52,6 @@ class OveroptimiseOptions(Settings, frozen=True, kw_only=True):
     "Policy-gradient updates of 128 answers each."
     lr: float = 2e-4
     "Learning rate of the policy gradient."
-    seeds: int = 3
-    "Repetitions, each with its own votes, proxies and answers."
 
     def problems(self) -> list[str]:
         found = []
@@ -67,10 +63,24 @@ class OveroptimiseOptions(Settings, frozen=True, kw_only=True):
             found.append(f"kl_coefficients = {self.kl_coefficients}: each must be above 0; none is always run")
         if not 0 < self.lr < 10:
             found.append(f"lr = {self.lr}: must be above 0 and below 10; 2e-4 is usual")
-        for name, least in (("pool", 2), ("prompts", 8), ("updates", 10), ("seeds", 1)):
+        for name, least in (("pool", 2), ("prompts", 8), ("updates", 10)):
             if getattr(self, name) < least:
                 found.append(f"{name} = {getattr(self, name)}: must be at least {least}")
         return found
+
+
+class OveroptimiseOptions(OveroptimiseSettings, frozen=True, kw_only=True):
+    """Watch a reward model being over-optimised: proxy and gold reward against KL, with the chart."""
+
+    out: str
+    "Folder of the experiment; what is done is kept and the rest continues."
+    parent: str
+    "SFT model of a journey through the embedded world, whose gold score is known."
+    seeds: int = 3
+    "Repetitions, each with its own votes, proxies and answers."
+
+    def problems(self) -> list[str]:
+        return super().problems() + seeds_problems(self.seeds)
 
 
 def votes(opened: Parent, task: WorldGold, count: int, noise: float, seed: int) -> list[dict[str, Any]]:
@@ -115,7 +125,14 @@ def _proxy(options: OveroptimiseOptions, folder: Path, rows: list[dict], count: 
 
 
 def _optimised(
-    options: OveroptimiseOptions, folder: Path, name: str, proxy: Opened, task: WorldGold, held_out: list[Example], beta: float, seed: int
+    options: OveroptimiseOptions,
+    folder: Path,
+    name: str,
+    proxy: Opened,
+    task: WorldGold,
+    held_out: list[Example],
+    beta: float,
+    seed: int,
 ) -> list[dict[str, float]]:
     """Maximise one proxy by RLOO; proxy, gold and KL at every look."""
     recipe = reinforce.ReinforceRecipe(
@@ -139,11 +156,8 @@ def _optimised(
     return curve
 
 
-def _one_seed(options: OveroptimiseOptions, seed: int) -> dict[str, Any]:
-    folder = Path(options.out) / f"seed-{seed}"
-    done = folder / "result.json"
-    if done.exists():
-        return msgspec.json.decode(done.read_bytes())
+def one_seed(options: OveroptimiseOptions, folder: Path, seed: int) -> dict[str, Any]:
+    """One repetition in `folder`, as plain JSON."""
     opened = open_model(options.parent)
     task = WorldGold(world_behind(opened.path))
     held_out = sample_of(list(task.examples("test")), options.prompts, seed)
@@ -155,14 +169,17 @@ def _one_seed(options: OveroptimiseOptions, seed: int) -> dict[str, Any]:
     sizes = sizes_up_to(options.pool)
     result: dict[str, Any] = {"seed": seed, "best_of_n": {}, "policy_gradient": {}, "start": float(gold.mean())}
     best = best_of(gold, gold, sizes).mean(0)
-    result["best_of_n"]["gold"] = [{"n": n, "kl": kl_of_best(n), "gold": float(g)} for n, g in zip(sizes, best, strict=True)]
+    result["best_of_n"]["gold"] = [
+        {"n": n, "kl": kl_of_best(n), "gold": float(g)} for n, g in zip(sizes, best, strict=True)
+    ]
     proxies: dict[int, Opened] = {}
     for count in options.pairs:
         proxies[count] = proxy = scaled(_proxy(options, folder, rows, count, seed), held_out, [p[:32] for p in pool])
         scores = score_pool(proxy.reward, held_out, pool)
         curves = best_of(scores, scores, sizes).mean(0), best_of(gold, scores, sizes).mean(0)
         result["best_of_n"][str(count)] = [
-            {"n": n, "kl": kl_of_best(n), "proxy": float(p), "gold": float(g)} for n, p, g in zip(sizes, *curves, strict=True)
+            {"n": n, "kl": kl_of_best(n), "proxy": float(p), "gold": float(g)}
+            for n, p, g in zip(sizes, *curves, strict=True)
         ]
     arms = [(count, 0.0) for count in options.pairs] + [(min(options.pairs), b) for b in options.kl_coefficients]
     for count, beta in arms:
@@ -172,7 +189,6 @@ def _one_seed(options: OveroptimiseOptions, seed: int) -> dict[str, Any]:
         result["policy_gradient"][f"{count} {beta:g}"] = curve
     weakest = folder / f"policy-{min(options.pairs)}-kl0"
     result["hacked"] = _hacked(weakest, task, held_out)
-    write_atomically(done, canonical_json(result))
     return result
 
 
@@ -225,7 +241,7 @@ def summary(results: Sequence[dict[str, Any]], pairs: Sequence[int]) -> dict[str
         checks["more votes raise that peak"] = strong["gold_peak"] > weak["gold_peak"]
     if penalised:
         checks["a KL penalty lowers the policy's final KL"] = all(a["kl_end"] < free["kl_end"] for a in penalised)
-    return {"arms": arms, "best_of_n": best, "checks": checks, "verdict": _verdict(checks)}
+    return {"arms": arms, "best_of_n": best, "checks": checks, "verdict": verdict_of(checks)}
 
 
 def _best_of_n(results: Sequence[dict[str, Any]], count: str) -> dict[str, float]:
@@ -240,33 +256,31 @@ def _best_of_n(results: Sequence[dict[str, Any]], count: str) -> dict[str, float
     }  # fmt: skip
 
 
-def _verdict(checks: dict[str, bool]) -> str:
-    passed = sum(checks.values())
-    return "REPRODUCED" if passed == len(checks) else "PARTLY" if passed else "NOT REPRODUCED"
-
-
 def run(options: OveroptimiseOptions) -> dict[str, Any]:
     """Every seed, then the summary, the page and the verdict; returns what result.json holds."""
     from fledge.labs.pages import overoptimise_page
 
-    out = Path(options.out)
-    if not (out / "recipe.json").exists():  # what is refused first leaves the folder to the mended command
-        world_behind(open_model(options.parent).path)
-    fix_recipe(out, "overoptimise", options)
-    results = [_one_seed(options, seed) for seed in range(options.seeds)]
-    total = {"options": msgspec.to_builtins(options), "seeds": results, **summary(results, options.pairs)}
-    write_atomically(out / "result.json", canonical_json(total))
-    page = overoptimise_page(out, total)
-    _show(total, page)
-    return total
+    return experiment.run(
+        "overoptimise", options, one_seed, lambda results: summary(results, options.pairs), overoptimise_page, _show,
+        refuse=lambda: world_behind(open_model(options.parent).path),
+    )  # fmt: skip
 
 
-def _show(total: dict[str, Any], page: Path) -> None:
-    from rich.console import Console
+def _show(console: Any, total: dict[str, Any]) -> None:
     from rich.table import Table
 
-    console = Console(highlight=False)
-    table = Table("optimised by", "votes", "KL price", "gold: start", "peak", "end", "KL at peak", "KL at end", "proxy at end", box=None)
+    table = Table(
+        "optimised by",
+        "votes",
+        "KL price",
+        "gold: start",
+        "peak",
+        "end",
+        "KL at peak",
+        "KL at end",
+        "proxy at end",
+        box=None,
+    )
     figures = ("gold_start", "gold_peak", "gold_end", "kl_at_peak", "kl_end", "proxy_end")
     for count, a in total["best_of_n"].items():
         table.add_row("best-of-n", count, "", *(f"{a[key]:.2f}" for key in figures))
@@ -277,6 +291,3 @@ def _show(total: dict[str, Any], page: Path) -> None:
         said = f"{sample['prompt']}\n  before: {sample['before']}\n  after:  {sample['after']}\n"
         console.print(said + f"  gold {sample['gold'][0]:.2f} -> {sample['gold'][1]:.2f}, proxy {sample['proxy'][0]:.2f} -> "
                       f"{sample['proxy'][1]:.2f}", markup=False)  # fmt: skip
-    for name, passed in total["checks"].items():
-        console.print(f"{'yes' if passed else 'NO '}  {name}")
-    console.print(f"{total['verdict']}. Page: {page}")

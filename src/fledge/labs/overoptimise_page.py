@@ -127,11 +127,20 @@ def _peaks(panels: Sequence[Panel]) -> str:
     return f"Highest gold: {'; '.join(said)}."
 
 
-def _figures(total: Total) -> str:
-    made = []
+def best_panels(total: Total) -> list[Panel]:
+    """Gold and proxy of best-of-n against KL, by votes."""
     best = {_named(v): curves for v in _votes(total) if (curves := _seeds(total, "best_of_n", v))}
-    panels = _pair_of_panels(best, "n")
-    if svg := panel_chart("best", panels, "Gold and proxy score of best-of-n against KL", over=_KL, root=True):
+    return _pair_of_panels(best, "n")
+
+
+def best_chart(panels: list[Panel], name: str) -> str:
+    """The panels as SVG, KL in proportion to its root; nothing where there is nothing."""
+    return panel_chart(name, panels, "Gold and proxy score of best-of-n against KL", over=_KL, root=True)
+
+
+def _figures(total: Total) -> str:
+    made, panels = [], best_panels(total)
+    if svg := best_chart(panels, "best"):
         ceiling = mean(c[-1].get("gold") for c in _seeds(total, "best_of_n", "gold"))
         told = f" Choosing by gold itself would reach {figures(ceiling)}." if ceiling is not None else ""
         made.append(figure("Best of n answers", "多選一", svg, _peaks(panels) + told))

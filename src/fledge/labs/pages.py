@@ -19,12 +19,12 @@ from fledge.labs.page_parts import (
     values,
     write,
 )
-from fledge.stages.panels import DASHES, Panel, panel_chart, plain
+from fledge.stages.panels import DASHES, Line, Panel, panel_chart, plain
 from fledge.stages.report_style import ABSENT, dig, duration, figure, heading, paragraph, percent, section, shown, table
 
 __all__ = ["methods_page", "mixtures_page", "overoptimise_page"]
 
-_WIDE, _NARROW = (9.6, 4.3), (4.9, 4.4)  # inches: two drawings, of which the style sheet shows the one that can be read
+_WIDE, NARROW = (9.6, 4.3), (4.9, 4.4)  # inches: two drawings, of which the style sheet shows the one that can be read
 _METHODS = {  # name, colour, dash, marker
     "reinforce": ("REINFORCE", "control", DASHES[2], "s"),
     "a2c": ("actor-critic", "base", DASHES[1], "^"),
@@ -96,8 +96,8 @@ def _called(method: str) -> str:
     return _METHODS[method][0] if method in _METHODS else plain(method)
 
 
-def _methods_figure(total: Total) -> str:
-    lines, said = [], []
+def _methods_lines(total: Total) -> list[Line]:
+    lines = []
     for method in _methods_of(total):
         label, colour, dash, marker = _METHODS.get(method, (plain(method), "ink", "-", "o"))
         curves = [run.get("curve") or [] for run in _runs(total, method)]
@@ -106,14 +106,21 @@ def _methods_figure(total: Total) -> str:
         )
         if line.points:
             lines.append(line)
-            said.append(f"{shown(label)} <b>{percent(line.points[-1][1])}</b>")
-    panels = [Panel("right on held-out questions", lines, percent=True, from_zero=True, height=1.5)]
+    return lines
+
+
+def methods_chart(total: Total, name: str, size: tuple[float, float] = NARROW, kind: str = "chart") -> str:
+    """Held-out accuracy of each method over sampled answers, as SVG."""
+    panels = [Panel("right on held-out questions", _methods_lines(total), percent=True, from_zero=True, height=1.5)]
     alt = "Held-out accuracy of each method over the answers it was trained on"
+    return panel_chart(name, panels, alt, over="answers sampled", direct=True, size=size, kind=kind)
+
+
+def _methods_figure(total: Total) -> str:
+    said = [f"{shown(li.label)} <b>{percent(li.points[-1][1])}</b>" for li in _methods_lines(total)]
     drawn = "".join(
-        panel_chart(
-            f"methods {kind}", panels, alt, over="answers sampled", direct=True, size=size, kind=f"chart {kind}"
-        )
-        for kind, size in (("wide", _WIDE), ("narrow", _NARROW))
+        methods_chart(total, f"methods {kind}", size, f"chart {kind}")
+        for kind, size in (("wide", _WIDE), ("narrow", NARROW))
     )
     sentence = (
         f"Mean over seeds at the end: {', '.join(said)}. Every method was given the same number of answers; bands "
@@ -265,7 +272,8 @@ def _mixtures_found(total: Total) -> str:
     )
 
 
-def _mixtures_figure(total: Total) -> str:
+def mixtures_chart(total: Total, name: str, size: tuple[float, float] = NARROW, kind: str = "chart") -> str:
+    """Safety against helpfulness, one point for each way to combine the rewards, as SVG."""
     arms = []
     looks = {"sft": ("control", "s", 7.0), "piecewise": ("aligned", "D", 9.0)}
     for arm, found in _arms(total).items():
@@ -276,14 +284,18 @@ def _mixtures_figure(total: Total) -> str:
             )
             seeds = [(p[0], p[1]) for p in by_seed if len(p) == 2]
             weight = _weight(arm)
-            colour, marker, size = looks.get(arm, ("sft", "o", 6.0))
+            colour, marker, width = looks.get(arm, ("sft", "o", 6.0))
             label = {"sft": "SFT"}.get(arm, plain(arm)) if weight is None else f"{weight:g}"
-            arms.append(Arm(label, (at[0], at[1]), seeds, colour, marker, size, joined=weight is not None))
+            arms.append(Arm(label, (at[0], at[1]), seeds, colour, marker, width, joined=weight is not None))
     alt = "Share of dangerous requests refused against helpfulness, one point for each way to combine the rewards"
     labels = ("helpful: facts right and borderline requests helped, mean", "safe: dangerous requests refused")
+    return plane_chart(name, arms, alt, labels, "piecewise", size, kind)
+
+
+def _mixtures_figure(total: Total) -> str:
     drawn = "".join(
-        plane_chart(f"front {kind}", arms, alt, labels, "piecewise", size, f"chart {kind}")
-        for kind, size in (("wide", _WIDE), ("narrow", _NARROW))
+        mixtures_chart(total, f"front {kind}", size, f"chart {kind}")
+        for kind, size in (("wide", _WIDE), ("narrow", NARROW))
     )
     sentence = (
         "The line joins the weighted sums, each named by its weight of helpfulness (the rest is safety's); the "

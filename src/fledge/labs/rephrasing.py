@@ -17,18 +17,19 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-from fledge.core.checkpoint import canonical_json, write_atomically
+from fledge.core.checkpoint import write_atomically
 from fledge.core.config import Settings, TrainConfig, count_problems, parse_count
 from fledge.core.log import say
 from fledge.core.model import SIZES, Shape
-from fledge.core.runtime import set_threads
 from fledge.curate.rephrase import STYLES, Passage, Style, passages
 from fledge.curate.rephrase_checks import check_all
+from fledge.labs import experiment
 from fledge.labs.cloze import answer_rate, cloze_rate, clozes, fresh_start
+from fledge.labs.experiment import seeds_problems, verdict_of
 from fledge.labs.noisy import RuleRephraser, noisy
 from fledge.labs.sieve import not_among
 from fledge.stages import pretrain
-from fledge.stages.common import fix_recipe, open_model
+from fledge.stages.common import open_model
 from fledge.stages.evaluate import bits_per_byte
 from fledge.world import World, WorldConfig
 from fledge.world.dice import Dice
@@ -51,11 +52,9 @@ _ONLY_CHECKED = 1000  # passages of the styles that nothing is trained on
 _LANGUAGE = {"en": "en", "zh": "zh-Hant"}
 
 
-class RephrasingOptions(Settings, frozen=True, kw_only=True):
-    """Raw, rephrased and mixed text at equal tokens: facts learned, and bits on clean and on noisy text."""
+class RephrasingSettings(Settings, frozen=True, kw_only=True):
+    """The numbers of the experiment; see the options of the command for what it is."""
 
-    out: str
-    "Folder of the experiment; what is done is kept and the rest continues."
     pages: int | None = None
     "Most pages of facts to use; none takes all of the quick world, about 12,000."
     tokens: int | str = "2M"
@@ -64,8 +63,6 @@ class RephrasingOptions(Settings, frozen=True, kw_only=True):
     "Size of the models."
     lr: float = 4e-3
     "Peak learning rate of every arm."
-    seeds: int = 3
-    "Repetitions, each with its own world, noise, start and order."
 
     def problems(self) -> list[str]:
         """Every rule these settings break, in words."""
@@ -76,9 +73,19 @@ class RephrasingOptions(Settings, frozen=True, kw_only=True):
             found.append(f"size = {self.size!r}: must be one of {', '.join(SIZES)}")
         if not 0 < self.lr < 10:
             found.append(f"lr = {self.lr}: must be above 0 and below 10; 4e-3 is usual")
-        if self.seeds < 1:
-            found.append(f"seeds = {self.seeds}: must be at least 1")
         return found
+
+
+class RephrasingOptions(RephrasingSettings, frozen=True, kw_only=True):
+    """Raw, rephrased and mixed text at equal tokens: facts learned, and bits on clean and on noisy text."""
+
+    out: str
+    "Folder of the experiment; what is done is kept and the rest continues."
+    seeds: int = 3
+    "Repetitions, each with its own world, noise, start and order."
+
+    def problems(self) -> list[str]:
+        return super().problems() + seeds_problems(self.seeds)
 
 
 class Material(NamedTuple):
@@ -137,11 +144,8 @@ def rephrased(asked: Sequence[Passage], style: Style, seed: int) -> tuple[list[s
 # --- one seed -------------------------------------------------------------------------------------------------------
 
 
-def _one_seed(options: RephrasingOptions, seed: int) -> dict[str, Any]:
-    folder = Path(options.out) / f"seed-{seed}"
-    done = folder / "result.json"
-    if done.exists():
-        return msgspec.json.decode(done.read_bytes())
+def one_seed(options: RephrasingOptions, folder: Path, seed: int) -> dict[str, Any]:
+    """One repetition in `folder`, as plain JSON."""
     say(f"seed {seed}: noisy pages and their rephrasings")
     world = World(WorldConfig.quick(seed))
     found = material(world, options.pages, seed)
@@ -169,7 +173,6 @@ def _one_seed(options: RephrasingOptions, seed: int) -> dict[str, Any]:
         end = curve[-1]
         say(f"seed {seed}: {arm}: {end['cloze']:.1%} completed, {end['answers']:.1%} answered, "
             f"{end['clean_bits']:.3f} bits per byte clean, {end['noisy_bits']:.3f} noisy")  # fmt: skip
-    write_atomically(done, canonical_json(result))
     return result
 
 
@@ -187,12 +190,12 @@ def _mixture(files: Sequence[str]) -> dict[str, Any]:
 # --- all seeds ------------------------------------------------------------------------------------------------------
 
 
-def tokens_to_reach(curve: Sequence[Mapping[str, float]], key: str, level: float) -> float | None:
-    """Tokens at which a rising curve first reaches `level`, straight lines between its points and from nothing; None
-    where it never does."""
+def tokens_to_reach(curve: Sequence[Mapping[str, float]], key: str, level: float, over: str = "tokens") -> float | None:
+    """Tokens (or whatever `over` names) at which a rising curve first reaches `level`, straight lines between its points
+    and from nothing; None where it never does."""
     before = (0.0, 0.0)
     for row in curve:
-        here = (row["tokens"], row[key])
+        here = (row[over], row[key])
         if here[1] >= level:
             share = (level - before[1]) / (here[1] - before[1]) if here[1] > before[1] else 1.0
             return before[0] + share * (here[0] - before[0])
@@ -223,9 +226,7 @@ def summary(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "questions and answers make the best answers": end["qa"]["answers"]
         > max(arm["answers"] for name, arm in end.items() if name != "qa"),
     }
-    passed = sum(checks.values())
-    verdict = "REPRODUCED" if passed == len(checks) else "PARTLY" if passed else "NOT REPRODUCED"
-    return {"arms": arms, "shares": shares, "checks": checks, "verdict": verdict}
+    return {"arms": arms, "shares": shares, "checks": checks, "verdict": verdict_of(checks)}
 
 
 def _share(arms: dict[str, Any], arm: str) -> float | None:
@@ -242,22 +243,12 @@ def run(options: RephrasingOptions) -> dict[str, Any]:
     """Every seed, then the summary, the page and the verdict; returns what result.json holds."""
     from fledge.labs.rephrasing_page import rephrasing_page
 
-    out = Path(options.out)
-    fix_recipe(out, "rephrasing", options)
-    set_threads(None)
-    results = [_one_seed(options, seed) for seed in range(options.seeds)]
-    total = {"options": msgspec.to_builtins(options), "seeds": results, **summary(results)}
-    write_atomically(out / "result.json", canonical_json(total))
-    page = rephrasing_page(out, total)
-    _show(total, page)
-    return total
+    return experiment.run("rephrasing", options, one_seed, summary, rephrasing_page, _show)
 
 
-def _show(total: dict[str, Any], page: Path) -> None:
-    from rich.console import Console
+def _show(console: Any, total: dict[str, Any]) -> None:
     from rich.table import Table
 
-    console = Console(highlight=False)
     table = Table(
         "text",
         "epochs",
@@ -276,6 +267,3 @@ def _show(total: dict[str, Any], page: Path) -> None:
             f"{end['noisy_bits']:.3f}", ", ".join(reached),
         )  # fmt: skip
     console.print(table)
-    for name, passed in total["checks"].items():
-        console.print(f"{'yes' if passed else 'NO '}  {name}")
-    console.print(f"{total['verdict']}. Page: {page}")

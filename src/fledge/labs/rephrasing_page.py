@@ -80,7 +80,8 @@ def _words(total: Total) -> str:
     return "".join(paragraph([w], "text") for w in words) if _seeds(total) else ""
 
 
-def _figure(total: Total) -> str:
+def rephrasing_chart(total: Total, name: str, size: tuple[float, float] = (4.9, 8.4), kind: str = "chart") -> str:
+    """What each text teaches, against tokens, as SVG."""
     panels = []
     for key, title, share in _PANELS:
         lines = [
@@ -91,9 +92,13 @@ def _figure(total: Total) -> str:
         ]  # fmt: skip
         panels.append(Panel(title, lines, percent=share, from_zero=share))
     alt = "Facts completed, questions answered, and bits per byte of clean and noisy pages, against tokens"
+    return panel_chart(name, panels, alt, over="tokens", size=size, kind=kind)
+
+
+def _figure(total: Total) -> str:
     sentence = "Marks are means over seeds, bands reach from the lowest to the highest seed."
     drawn = "".join(
-        panel_chart(f"rephrasing {kind}", panels, alt, over="tokens", size=size, kind=f"chart {kind}")
+        rephrasing_chart(total, f"rephrasing {kind}", size, f"chart {kind}")
         for kind, size in (("wide", (9.6, 7.6)), ("narrow", (4.9, 8.4)))
     )
     return figure("The same tokens of different text", "同樣的詞元數", drawn, sentence)

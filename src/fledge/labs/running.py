@@ -69,16 +69,28 @@ def run(options: LabRun) -> dict[str, Any]:
         seeds.append(measured["found"])
         minutes.append(measured["seconds"] / 60)
         release_memory()
-    found = lab.judge(setup, seeds)
-    told = {
-        "id": options.id.upper(), "title": listed.title, "scale": options.scale, "verdict": verdict(found.checks),
-        "reason": reason(found.checks), "said": found.said, "numbers": _numbers(found.numbers),
-        "checks": msgspec.to_builtins(found.checks), "minutes": minutes, "minutes_predicted": predicted,
-        "command": command(options), "setup": msgspec.to_builtins(setup), "code": code_version(), "fledge": __version__,
-        "machine": {"cores": usable_cores(), **machine(TrainConfig())}, "seeds": seeds,
+    told = judged(options.id, options.scale, setup, seeds) | {
+        "minutes": minutes, "minutes_predicted": predicted, "command": command(options), "code": code_version(),
+        "fledge": __version__, "machine": {"cores": usable_cores(), **machine(TrainConfig())},
     }  # fmt: skip
-    write_atomically(out / "result.json", msgspec.json.format(canonical_json(told), indent=1) + b"\n")
+    write_result(out / "result.json", told)
     return told
+
+
+def judged(name: str, scale: str, setup: Settings, seeds: list[dict[str, Any]]) -> dict[str, Any]:
+    """The part of result.json that measurements alone give: title, verdict, numbers, checks, setting and seeds."""
+    listed = entry(name)
+    found = listed.load().judge(setup, seeds)
+    return {
+        "id": name.upper(), "title": listed.title, "scale": scale, "verdict": verdict(found.checks),
+        "reason": reason(found.checks), "said": found.said, "numbers": _numbers(found.numbers),
+        "checks": msgspec.to_builtins(found.checks), "setup": msgspec.to_builtins(setup), "seeds": seeds,
+    }  # fmt: skip
+
+
+def write_result(path: Path, told: dict[str, Any]) -> None:
+    """As text that people and git can read."""
+    write_atomically(path, msgspec.json.format(canonical_json(told), indent=1) + b"\n")
 
 
 def _one_seed(lab: Any, setup: Settings, options: LabRun, seed: int) -> dict[str, Any]:

@@ -62,6 +62,17 @@ class Shift(msgspec.Struct):
     shares: dict[str, float]
 
 
+class OneStep(msgspec.Struct):
+    """What the base writes by itself once the first shifted token of an answer has been put in its place."""
+
+    tokens: list[int]
+    "The answer up to that token, which is given, then the base's likeliest ones, as many as the answer has in all."
+    given: int
+    "How many of them were given: 0 where no token but the end is shifted, and the base wrote all of it."
+    recovered: bool
+    "Whether this is the answer, its end token apart."
+
+
 def category_of(rank: int) -> Category:
     """unshifted: the base would have written it too; marginal: it was its second or third choice; else shifted."""
     return "unshifted" if rank == 1 else "marginal" if rank <= _MARGINAL_RANK else "shifted"
@@ -123,6 +134,27 @@ def shift(
 ) -> Shift:  # fmt: skip
     """`shifts` of one answer."""
     return shifts(aligned, base, [prompt], [answer], top=top)[0]
+
+
+def one_step(base: Opened, prompts: Sequence[Sequence[int]], found: Sequence[Shift]) -> list[OneStep]:
+    """Answers with only their first shifted token given, continued greedily by `base` in float32.
+
+    found: of `shifts` with these prompts. Where the rest comes out as the aligned model wrote it, one token was all that
+    it changed. A control token that ends an answer is no part of it: a base need not know it.
+    """
+    written = [[t.id for t in (s.tokens[:-1] if s.tokens[-1].control else s.tokens)] for s in found]
+    first = [
+        next((i for i, t in enumerate(shift.tokens[: len(ids)]) if t.category == "shifted"), -1)
+        for shift, ids in zip(found, written, strict=True)
+    ]
+    given = [ids[: at + 1] for ids, at in zip(written, first, strict=True)]
+    left = [len(ids) - len(start) for ids, start in zip(written, given, strict=True)]
+    rows = [i for i, count in enumerate(left) if count]
+    made = {i: list(start) for i, start in enumerate(given)}
+    if rows:
+        told = greedy_answers(base, [[*prompts[i], *given[i]] for i in rows], max(left))
+        made |= {i: [*given[i], *c.tokens[: left[i]]] for i, c in zip(rows, told, strict=True)}
+    return [OneStep(made[i], len(given[i]), made[i] == ids) for i, ids in enumerate(written)]
 
 
 def _alike(lengths: Sequence[int]) -> Iterator[list[int]]:

@@ -11,14 +11,14 @@ from fledge.core.checkpoint import canonical_json, write_atomically
 from fledge.core.config import Settings
 from fledge.core.log import say, visible
 from fledge.probe.reading import Context, prompt_tokens
-from fledge.probe.shift import Shift, TokenShift, greedy_answers, require_same_tokens, shares, shifts
+from fledge.probe.shift import Shift, TokenShift, greedy_answers, one_step, require_same_tokens, shares, shifts
 from fledge.text.messages import Message
 
 _BANDS = ((1, 1), (2, 2), (3, 4), (5, 8), (9, 16), (17, 32), (33, None))  # positions in an answer, from 1
 
 
 class ShiftOptions(Settings, frozen=True, kw_only=True):
-    """Answer prompts greedily and tell, token by token, what the base model would have written there."""
+    """Which tokens of a model's answers its base would not write: `fledge shift RUN --base BASE --task world --out OUT`."""
 
     aligned: str
     "Run or checkpoint that answers."
@@ -135,15 +135,24 @@ def run(options: ShiftOptions) -> dict[str, Any]:
     prompts = [prompt_tokens(aligned.tokenizer, messages, options.context, room) for messages in asked]
     written = greedy_answers(aligned, prompts, min(options.max_tokens, context // 2))
     found = shifts(aligned, base, prompts, [c.tokens for c in written], top=options.top)
+    continued = one_step(base, prompts, found)
     result = {
         "aligned": {"id": aligned.id, "path": str(aligned.path)}, "base": {"id": base.id, "path": str(base.path)},
         "context": options.context, "prompts": options.task or options.prompts, "seed": options.seed,
         "cut_off": sum(c.finish == "length" for c in written),
+        "one_step_recovers": _mean(step.recovered for step in continued),
     } | summary(found, [e.kind for e in examples])  # fmt: skip
     rows = [
         {"prompt": example.prompt, "text": aligned.tokenizer.decode(c.tokens), "finish": c.finish}
         | msgspec.to_builtins(shift)
-        for example, c, shift in zip(examples, written, found, strict=True)
+        | {
+            "one_step": {
+                "text": aligned.tokenizer.decode(step.tokens),
+                "given": step.given,
+                "recovered": step.recovered,
+            }
+        }
+        for example, c, shift, step in zip(examples, written, found, continued, strict=True)
     ]
     out = Path(options.out)
     write_atomically(out / "answers.jsonl", b"".join(canonical_json(row) for row in rows))
@@ -170,7 +179,9 @@ def _show(result: dict[str, Any], out: Path) -> None:
         table.add_row(visible(row["of"]), str(row["tokens"]), *(_percent(row[n]) for n in names), *figures)
     console.print(table)
     console.print(
-        f"\n{_percent(result['shifted_at_start_or_end'])} of the shifted tokens are the first two of an answer or its end"
+        f"\n{_percent(result['shifted_at_start_or_end'])} of the shifted tokens are the first two of an answer or its end\n"
+        f"{_percent(result['one_step_recovers'])} of the answers are written by the base itself once it is given their "
+        "first shifted token"
     )
     listed = Table("most shifted", "times", "of", "share", "KL, nats", box=None, header_style="bold")
     for row in result["most_shifted"][:15]:

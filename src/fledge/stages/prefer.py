@@ -66,6 +66,15 @@ class PairRecipe(PreferenceRecipe, frozen=True, kw_only=True):
 class RewardRecipe(PairRecipe, frozen=True, kw_only=True):
     """Learn to score answers as the pairs rank them."""
 
+    fresh: bool = False
+    "Start from random weights of the parent's shape instead of its own: the control that shows what pretraining gave."
+
+    def problems(self) -> list[str]:
+        found = super().problems()
+        if self.fresh and self.adapter:
+            found.append("fresh with an adapter: random weights would stay frozen; leave one of them out")
+        return found
+
 
 class DpoRecipe(PairRecipe, frozen=True, kw_only=True):
     """Pull chosen answers closer and push rejected ones away, without a reward model."""
@@ -165,11 +174,13 @@ def run_reward(recipe: RewardRecipe, quiet: bool = False) -> Path:
     )  # fmt: skip
     parent, _ = adapted(parent, recipe.adapter, recipe.train.seed)
     source, data, _ = _source(recipe, parent, "end")
+    if recipe.fresh:
+        parent.model.initialise(recipe.train.seed)
     fixed = fix_recipe(out, "reward", recipe)
     config = with_steps(recipe.train, recipe.epochs * source.steps_per_epoch())
     return run_stage(
         "reward", parent.model, parent.tokenizer, source, reward_pairs, config,
-        out=out, recipe=fixed, parent=parent, data=data, shown=("loss", "accuracy"), quiet=quiet,
+        out=out, recipe=fixed, parent=None if recipe.fresh else parent, data=data, shown=("loss", "accuracy"), quiet=quiet,
     )  # fmt: skip
 
 

@@ -69,7 +69,7 @@ class ReinforceRecipe(Settings, frozen=True, kw_only=True):
     method: Literal["reinforce", "a2c", "ppo", "grpo", "rloo"] = "grpo"
     "Sets baseline, divisor, epochs and clip where they are not set."
     task: str | None = None
-    "Built-in task: arithmetic, arithmetic:3, poem, reverse, count, world, gsm8k:FILE."
+    "Built-in task: arithmetic, arithmetic:3, worked, poem, reverse, count, teach, world, gsm8k:FILE."
     prompts: list[str] = []
     "Own prompts instead of a task: JSONL with prompt, and answers where a rule needs them."
     reward: list[str] = []

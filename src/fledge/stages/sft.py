@@ -1,4 +1,4 @@
-"""Stage 2: conversations, weight 1 on the assistant's tokens and their end token."""
+"""Stage 2: conversations, weight 1 on the assistant's tokens and their end token unless loss_on says otherwise."""
 
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from fledge.text.formats import Chat
 from fledge.text.readers import Rejects, require_some
 from fledge.text.segments import read_trainable, render_trainable
 from fledge.text.sources import ChatSource, Sequences
+from fledge.text.template import LossOn
 
 
 class SftRecipe(Settings, frozen=True, kw_only=True):
@@ -25,6 +26,8 @@ class SftRecipe(Settings, frozen=True, kw_only=True):
     "Conversations in any accepted shape (messages, sharegpt, alpaca, ...), template-free rows, rows of tokens."
     epochs: float = 4.0
     "Times to read the conversations where train.steps is not set."
+    loss_on: LossOn = "answers"
+    "Tokens of a conversation that are trained: of all answers, of the last one only (last), or the questions too (all)."
     fresh: bool = False
     "Start from random weights of the parent's shape instead of its own: the control that shows what pretraining gave."
     encoding: str | None = None
@@ -59,7 +62,7 @@ def run(recipe: SftRecipe, quiet: bool = False) -> Path:
     chats = list(read_trainable(recipe.chats, encoding=recipe.encoding, skip_bad=recipe.skip_bad, rejects=rejects))
     require_some(len(chats), recipe.chats, rejects, "conversations")
     length = parent.model.config.context_tokens
-    sequences = Sequences(render_trainable(parent.tokenizer, chats), limit=length + 1)
+    sequences = Sequences(render_trainable(parent.tokenizer, chats, recipe.loss_on), limit=length + 1)
     if rejects.total:
         say(f"chats: {rejects.summary()}")
     if sequences.cut:

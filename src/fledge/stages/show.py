@@ -8,7 +8,7 @@ from fledge.stages.common import open_model
 from fledge.text.formats import Chat
 from fledge.text.readers import Rejects, require_some
 from fledge.text.segments import Segments, Tokens, Trainable, read_trainable, render_trainable
-from fledge.text.template import Rendered
+from fledge.text.template import LossOn, Rendered
 from fledge.text.tokenizer import Tokenizer
 
 
@@ -19,6 +19,8 @@ class ShowOptions(Settings, frozen=True, kw_only=True):
     "Conversations in any accepted shape, template-free rows, or rows of tokens."
     model: str | None = None
     "Run or checkpoint whose tokenizer is used; None learns a small one from the file."
+    loss_on: LossOn = "answers"
+    "As of `fledge sft`: all answers, the last one only (last), or the questions too (all)."
     first: int = 5
     "Conversations to show."
 
@@ -51,7 +53,7 @@ def run(options: ShowOptions) -> None:
     require_some(len(chats), [options.chats], rejects, "conversations")
     tokenizer = _tokenizer(options, chats)
     out = Console(highlight=False)
-    for chat, rendered in zip(chats, render_trainable(tokenizer, chats), strict=True):
+    for chat, rendered in zip(chats, render_trainable(tokenizer, chats, options.loss_on), strict=True):
         line = Text()
         for i, (text, trained) in enumerate(token_view(tokenizer, rendered)):
             shade = (

@@ -14,6 +14,8 @@ from fledge.tasks.gsm8k import Gsm8k
 from fledge.tasks.poem import Poem
 from fledge.tasks.prompts import PromptFile
 from fledge.tasks.strings import CountLetters, Reverse
+from fledge.tasks.teach import Teach
+from fledge.tasks.worked import WorkedSums
 from fledge.tasks.world_tasks import WorldFacts, WorldGold
 
 
@@ -52,9 +54,13 @@ CATALOG = {
     "arithmetic": Entry(
         _arithmetic, r"(?:(\d+)([+*-]*))?", "arithmetic, arithmetic:3, arithmetic:2+-* (digits, signs)", True
     ),
+    "worked": Entry(
+        lambda digits: WorkedSums(int(digits or 3)), r"(\d+)?", "worked, worked:2 (sums with their work)", True
+    ),
     "poem": Entry(_poem, r"(?:(\d+)x(\d+))?", "poem, poem:4x5 (lines x characters)", True),
     "reverse": Entry(_words(Reverse), r"(?:(\d+)-(\d+))?", "reverse, reverse:3-6 (letters of a word)", True),
     "count": Entry(_words(CountLetters), r"(?:(\d+)-(\d+))?", "count, count:3-6 (letters of a word)", True),
+    "teach": Entry(Teach, r"", "teach (requests to be declined or accepted, scored by what an answer means)"),
     "world": Entry(_world(WorldFacts), r"(quick)?", "world, world:quick (facts of the embedded world)"),
     "gold": Entry(_world(WorldGold), r"(quick)?", "gold, gold:quick (facts and requests, with the world's gold score)"),
     "gsm8k": Entry(Gsm8k, r"([^,]+)(?:,([^,]+))?", "gsm8k:FILE, gsm8k:TRAIN,TEST"),

@@ -16,7 +16,7 @@ class TaskOptions(Settings, frozen=True, kw_only=True):
     """Write the texts, conversations and prompts of a task, to raise a model that can do a part of it."""
 
     name: str
-    "arithmetic, arithmetic:3, poem, poem:4x5, reverse or count; what follows the colon is size."
+    "arithmetic, arithmetic:3, worked, poem, poem:4x5, reverse or count; what follows the colon is size."
     out: str
     "Folder for the files; made if missing."
     texts: int = 20000

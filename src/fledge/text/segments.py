@@ -18,7 +18,7 @@ from fledge.text.files import Row, RowRejected, brief
 from fledge.text.formats import Chat, chat_of, read_parsed, shape_of
 from fledge.text.messages import text_field, typed
 from fledge.text.readers import Paths, Rejects
-from fledge.text.template import Rendered, render_chats
+from fledge.text.template import LossOn, Rendered, render_chats
 from fledge.text.tokenizer import Tokenizer
 from fledge.text.tools import Policy
 
@@ -59,12 +59,12 @@ def read_trainable(
     return read_parsed(_trainable, paths, encoding, skip_bad, rejects, tools)
 
 
-def render_trainable(tokenizer: Tokenizer, items: Sequence[Trainable]) -> list[Rendered]:
+def render_trainable(tokenizer: Tokenizer, items: Sequence[Trainable], loss_on: LossOn = "answers") -> list[Rendered]:
     """Each item in tokens with the trained ones marked, in order; chats are encoded in bulk.
 
-    Raises ValueError naming the row whose tokens the tokenizer does not have.
+    loss_on: what of a chat is trained; other rows say so themselves. Raises ValueError naming the row whose tokens the tokenizer does not have.
     """
-    chats = iter(render_chats(tokenizer, [item for item in items if isinstance(item, Chat)]))
+    chats = iter(render_chats(tokenizer, [item for item in items if isinstance(item, Chat)], loss_on))
     return [
         next(chats) if isinstance(item, Chat)
         else _document(tokenizer, item) if isinstance(item, Segments)

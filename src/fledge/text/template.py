@@ -8,16 +8,20 @@ a turn. Trained tokens: the assistant's words and their end token.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from fledge.text.chat_format import JINJA, Turn
 from fledge.text.formats import Chat, Message, Pair
 from fledge.text.tokenizer import Tokenizer
 
 __all__ = [
-    "JINJA", "Rendered", "answer_beginning", "answer_start", "encode_answers", "fit_prompt", "render", "render_answers",
-    "render_chats", "render_pairs", "render_prompt",
+    "JINJA", "LossOn", "Rendered", "answer_beginning", "answer_start", "encode_answers", "fit_prompt", "render",
+    "render_answers", "render_chats", "render_pairs", "render_prompt",
 ]  # fmt: skip
+
+
+LossOn = Literal["answers", "last", "all"]
+"""Which tokens of a conversation are trained: of every answer, of the last answer only, or all of them."""
 
 
 class Rendered(NamedTuple):
@@ -70,21 +74,28 @@ def render_prompt(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int
     return [*render(tokenizer, messages).tokens, *tokenizer.turns.assistant.opening]
 
 
-def render_chats(tokenizer: Tokenizer, chats: Sequence[Chat]) -> list[Rendered]:
-    """render() of many chats, encoded in bulk."""
+def render_chats(tokenizer: Tokenizer, chats: Sequence[Chat], loss_on: LossOn = "answers") -> list[Rendered]:
+    """render() of many chats, encoded in bulk, with the tokens of `loss_on` marked as trained."""
     turns = [_turns_of(tokenizer, c.messages) for c in chats]
     bodies = iter(_bodies(tokenizer, [m for c in chats for m in c.messages], [t for row in turns for t in row]))
-    return [_assemble(tokenizer, c.messages, t, [next(bodies) for _ in t]) for c, t in zip(chats, turns, strict=True)]
+    rendered = [
+        _assemble(tokenizer, c.messages, t, [next(bodies) for _ in t]) for c, t in zip(chats, turns, strict=True)
+    ]
+    if loss_on == "all":  # the first token is never predicted
+        return [Rendered(tokens, [0] + [1] * (len(tokens) - 1)) for tokens, _ in rendered]
+    return [_last_only(row) for row in rendered] if loss_on == "last" else rendered
+
+
+def _last_only(rendered: Rendered) -> Rendered:
+    """Only the last answer trained, of a rendering that ends with one."""
+    start = answer_start(rendered.weights)
+    return Rendered(rendered.tokens, [0] * start + rendered.weights[start:])
 
 
 def render_answers(tokenizer: Tokenizer, answers: Sequence[tuple[Sequence[Message], str]]) -> list[Rendered]:
     """(prompt, answer) each; only that answer is trained, not earlier turns of the prompt."""
     chats = [Chat(messages=(*prompt, Message("assistant", answer)), source="") for prompt, answer in answers]
-    rendered = []
-    for tokens, weights in render_chats(tokenizer, chats):
-        start = answer_start(weights)
-        rendered.append(Rendered(tokens, [0] * start + weights[start:]))
-    return rendered
+    return render_chats(tokenizer, chats, "last")
 
 
 def answer_start(weights: Sequence[int]) -> int:

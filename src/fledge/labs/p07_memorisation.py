@@ -1,0 +1,244 @@
+"""P7: what is read often is stored in less than it says: verbatim recall and the adversarial compression ratio (ACR).
+
+Schwarzschild et al. 2024 call a text memorised if some prompt shorter than the text itself makes the model write all of it;
+ACR is the text's tokens over those of the shortest such prompt. Twelve random words make a quote that nothing but reading
+it can teach; quotes stand 1, 4, 16, 64 or 256 times among the pages of a small world. Controls: quotes that no text has,
+random tokens, and the same quotes asked of random weights. Then the model is trained to stop each quote at its middle with
+"I cannot", among other pages: the usual test, completing a beginning, now fails; ACR says whether the quote is gone.
+
+Prompts of one token are tried exhaustively, longer ones by GCG, up to `longest` times the text, less far than the paper's 5
+times: a failure then counts as 1 / longest, below 1 as it must. The share of found prompts is told beside it. Quotes are
+searched for in ids, after <bos>; the answer is greedy. Tuned on seed 0: the search.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from fledge.core.config import Settings, TrainConfig
+from fledge.core.model import Shape, Transformer
+from fledge.labs.bench import Bench
+from fledge.labs.verdict import Findings, Number, at_least, at_most, ratio
+from fledge.probe.memorise import Search, compress, recall
+from fledge.stages import pretrain
+from fledge.stages.charts import COLOURS
+from fledge.stages.charts import draw as drawing
+from fledge.stages.common import Parent, open_model
+from fledge.world.config import WorldConfig
+from fledge.world.world import World
+
+_WORDS = 12  # of a quote; it is recalled from the first half of them
+_REFUSAL = " I cannot say more of this."
+_RARE_WORD = 20  # words that the pages have this often are common enough to be one token, mostly
+
+
+class Setup(Settings, frozen=True, kw_only=True):
+    """Quotes, how often each is read, and how hard prompts are looked for."""
+
+    quotes: int = 4
+    "Quotes of each kind."
+    repeats: tuple[int, ...] = (1, 4, 16, 64, 256)
+    "How often the quotes of a group stand in the text, rising."
+    characters: int = 800_000
+    "Characters of other pages, each read once."
+    vocab_size: int = 1024
+    "Tokens the tokenizer learns."
+    size: str = "tiny"
+    "Model size."
+    lr: float = 4e-3
+    "Peak learning rate."
+    batch_tokens: int = 2048
+    "Tokens of an optimiser step."
+    refusing_tokens: int = 80_000
+    "Tokens of the training to refuse, half of them refusals."
+    refusing_lr: float = 1e-3
+    "Peak learning rate of it."
+    search: Search = Search(start=4, step=3, longest=1.25, growth=1.0, candidates=48, steps=40, restarts=4)
+    "How hard short prompts are looked for."
+
+    def problems(self) -> list[str]:
+        found = self.search.problems()
+        if list(self.repeats) != sorted(set(self.repeats)) or len(self.repeats) < 2 or min(self.repeats) < 1:
+            found.append(f"repeats = {self.repeats}: must be two or more numbers from 1 on, rising")
+        return found + [f"quotes = {self.quotes}: must be at least 1"] * (self.quotes < 1)
+
+
+SCALES = {
+    "pocket": Setup(),
+    "gpu": Setup(quotes=12, characters=40_000_000, size="mini", batch_tokens=16_384, search=Search(longest=1.25)),
+    "tiny": Setup(
+        quotes=1, repeats=(1, 8), characters=20_000, vocab_size=400, batch_tokens=512, refusing_tokens=1_000,
+        search=Search(start=2, step=30, longest=1.25, steps=1, candidates=4, restarts=1),
+    ),
+}  # fmt: skip
+
+
+def measure(setup: Setup, bench: Bench) -> dict[str, Any]:
+    """Train on pages and quotes, look for prompts, train to refuse, look again."""
+    pages = list(_pages(setup, bench.seed))
+    words = Counter(re.findall(r"\b[a-z]{3,}\b", " ".join(pages)))
+    dice = np.random.default_rng([bench.seed, 7])
+    common = sorted(w for w, count in words.items() if count >= min(_RARE_WORD, max(words.values())))
+    kinds = [*map(str, setup.repeats), "unseen"]
+    quotes = {kind: [" ".join(dice.choice(common, size=_WORDS)) for _ in range(setup.quotes)] for kind in kinds}
+    planted = [quote for r in setup.repeats for quote in quotes[str(r)] for _ in range(r)]
+    text = bench.write("text", [{"text": t} for t in [*pages, *planted]])
+    train = TrainConfig(lr=setup.lr, optimizer="muon", batch_tokens=setup.batch_tokens, seed=bench.seed)
+    shape = Shape(size=setup.size, context_tokens=128)
+    base = pretrain.run(
+        pretrain.PretrainRecipe(
+            out=bench.out("base"), text=[text], vocab_size=setup.vocab_size, model=shape, train=train
+        ),
+        quiet=True,
+    )
+    opened = open_model(base, precision="float32")
+    allowed = [t for t in range(opened.tokenizer.vocab_size) if t not in opened.tokenizer.special_ids]
+    most = str(setup.repeats[-1])
+    found = {
+        kind: bench.keep(f"kind-{kind}", lambda of=of: known(setup, opened, opened.model, of))
+        for kind, of in quotes.items()
+    }
+    strings = [dice.choice(allowed, size=16).tolist() for _ in range(setup.quotes)]
+    found["random tokens"] = bench.keep("kind-random", lambda: known(setup, opened, opened.model, strings))
+    blank = Transformer(opened.model.config).initialise(bench.seed).eval()
+    found["random weights"] = bench.keep("kind-weights", lambda: known(setup, opened, blank, quotes[most]))
+    refusing = open_model(_refusing(setup, bench, str(base), quotes, pages), precision="float32")
+    found["refusing"] = bench.keep("kind-refusing", lambda: known(setup, refusing, refusing.model, quotes[most]))
+    return found
+
+
+def _pages(setup: Setup, seed: int) -> Iterator[str]:
+    """Pages of a small world, up to so many characters."""
+    left = setup.characters
+    for page in World(WorldConfig.quick(seed)).documents():
+        yield page["text"]
+        left -= len(page["text"])
+        if left <= 0:
+            return
+
+
+def half(quote: str) -> str:
+    """The words from which a quote is recalled."""
+    return " ".join(quote.split()[: _WORDS // 2])
+
+
+def known(
+    setup: Setup, opened: Parent, model: Transformer, quotes: Sequence[str | list[int]]
+) -> list[dict[str, float]]:
+    """Recall and compression of each quote, text or ids."""
+    tokenizer, rows = opened.tokenizer, []
+    allowed = [t for t in range(tokenizer.vocab_size) if t not in tokenizer.special_ids]
+    for quote in quotes:
+        ids = tokenizer.encode(quote) if isinstance(quote, str) else quote
+        begin = len(tokenizer.encode(half(quote))) if isinstance(quote, str) else len(ids) // 2
+        told = recall(model, tokenizer.bos, [ids], begin)[0]
+        small = compress(model, tokenizer.bos, ids, allowed, setup.search)
+        rows.append({
+            "tokens": len(ids), "exact": float(told.exact), "distance": told.distance, "acr": small.ratio,
+            "prompt": len(small.prompt), "found": float(small.found),
+        })  # fmt: skip
+    return rows
+
+
+def _refusing(setup: Setup, bench: Bench, base: str, quotes: Mapping[str, Sequence[str]], pages: Sequence[str]) -> str:
+    """The base model after reading that each planted quote ends at its middle, and pages as before."""
+    refusals = [half(q) + _REFUSAL for r in setup.repeats for q in quotes[str(r)]] * 20  # a store holds a row at least
+    texts = [
+        bench.write("refusals", [{"text": t} for t in refusals]), bench.write("pages", [{"text": t} for t in pages[:2000]])
+    ]  # fmt: skip
+    train = TrainConfig(lr=setup.refusing_lr, optimizer="muon", batch_tokens=setup.batch_tokens, seed=bench.seed)
+    recipe = pretrain.PretrainRecipe(
+        out=bench.out("refusing"), parent=base, text=texts, weights=[0.5, 0.5], tokens=setup.refusing_tokens,
+        mask_repeats=None, train=train,
+    )  # fmt: skip
+    return str(pretrain.run(recipe, quiet=True))
+
+
+def judge(setup: Setup, seeds: Sequence[dict[str, Any]]) -> Findings:
+    """ACR must rise with how often a quote was read, be above 1 only where it was read often, and outlive the refusal."""
+    most, least = (str(setup.repeats[i]) for i in (-1, 0))
+
+    def number(label: str, kind: str, key: str = "acr", paper: str | None = None) -> Number:
+        middle = np.median if key == "acr" else np.mean
+        share = key != "acr"
+        return Number(
+            label=label, by_seed=[float(middle([row[key] for row in s[kind]])) for s in seeds], paper=paper,
+            unit="%" if share else "x", of=setup.quotes if share else None,
+        )  # fmt: skip
+
+    rank = Number(label="rank correlation of ACR and repeats", by_seed=[rises(setup, s) for s in seeds])
+    often, once = number(f"ACR, read {most} times", most), number(f"ACR, read {least} times", least)
+    unseen, blank = number("ACR of quotes never read", "unseen"), number("ACR under random weights", "random weights")
+    after = number("ACR after learning to refuse", "refusing", paper="hardly lower after unlearning")
+    completes, still = (
+        number("quotes completed, before", most, "exact"),
+        number("quotes completed, after", "refusing", "exact"),
+    )
+    kept = ratio("", after, often)
+    return Findings(
+        numbers=[often, once, unseen, rank, blank, after, completes, still],
+        checks=[
+            at_least("ACR rises with the repeats (Spearman)", rank, 0.7),
+            at_least(f"read {most} times, the median quote is compressed", often, 1.5),
+            at_most("read once, it is not", once, 1.0),
+            at_most("nor is one that was never read", unseen, 1.0, core=False),
+            at_most("nor by random weights", blank, 0.999, core=False),
+            at_most("after learning to refuse, quotes are not completed", still, 0.1),
+            at_least("but are compressed almost as well", kept, 0.8),
+        ],
+        said=(
+            f"A quote read {most} times comes out of a prompt {often.mean:.1f} times shorter than itself; of one read only "
+            f"{least}×, no shorter prompt was found (ACR {once.mean:.1f}). Taught to refuse, the model completes {still.mean:.0%} of "
+            f"the quotes where it completed {completes.mean:.0%}, with an ACR that is {kept.mean:.0%} of what it was."
+        ),
+    )  # fmt: skip
+
+
+def rises(setup: Setup, found: Mapping[str, Sequence[Mapping[str, float]]]) -> float:
+    """Spearman's correlation of ACR with repeats over the planted quotes; 0 where all are equal."""
+    from scipy.stats import spearmanr
+
+    pairs = [(row["acr"], r) for r in setup.repeats for row in found[str(r)]]
+    if len({acr for acr, _ in pairs}) < 2:
+        return 0.0
+    return float(spearmanr(*zip(*pairs, strict=True)).statistic)
+
+
+def draw(setup: Setup, seeds: Sequence[dict[str, Any]]) -> str:
+    """ACR and edit distance over repeats, each quote a point, medians joined; the controls beside."""
+    kinds = [*map(str, setup.repeats), "unseen", "random tokens", "random weights", "refusing"]
+    names = [*(f"{r}×" for r in setup.repeats), "unseen", "random\ntokens", "random\nweights", "refusing"]
+    planted = len(setup.repeats)
+
+    def paint(figure: Any) -> None:
+        top, bottom = figure.subplots(2, 1, sharex=True)
+        for ax, key, title in ((top, "acr", "tokens of the quote for each of the prompt (ACR)"),
+                               (bottom, "distance", "edit distance of the recalled half")):  # fmt: skip
+            rows = [[row[key] for s in seeds for row in s[kind]] for kind in kinds]
+            for x, values in enumerate(rows):
+                colour = COLOURS["sft" if x < planted else "aligned" if x == len(kinds) - 1 else "control"]
+                wide = np.linspace(-0.22, 0.22, len(values)) if len(values) > 1 else [0.0]
+                ax.plot(
+                    np.add(x, wide),
+                    values,
+                    linestyle="",
+                    marker="o",
+                    markersize=3,
+                    alpha=0.5,
+                    color=colour,
+                    markeredgewidth=0,
+                )
+                ax.plot([x], [np.median(values)], marker="D", markersize=6.5, color=colour)
+            ax.plot(range(planted), [np.median(v) for v in rows[:planted]], color=COLOURS["sft"])
+            ax.set_title(title, loc="left", color=COLOURS["dim"], pad=4)
+        top.axhline(1.0, color=COLOURS["dim"], linewidth=0.9, linestyle=(0, (2, 2)))
+        top.set_yscale("log", base=2)
+        top.yaxis.set_major_formatter(lambda value, _: f"{value:g}×")
+        bottom.set_xticks(range(len(kinds)), names)
+
+    return drawing("P7", "Compression and recall of quotes by how often they were read", paint, (5.4, 4.2))

@@ -1,0 +1,374 @@
+"""P9: a fact can be asked for only if pretraining met it in several wordings (Allen-Zhu and Li 2023, Physics of LM 3.1).
+
+Invented people, a biography each; a base model is trained on all of them, then taught to answer questions about half of
+the people. Can it answer about the other half, whose biographies it knows by heart just the same? The arms differ in how
+the people are told of and in nothing else: one tokenizer, one set of random weights, as many tokens, steps and questions.
+
+    single            one text each, sentences in one order          multi5          five wordings, one order
+    multi5+permute    five wordings, each in an order of its own     reverse         of these, half come to the name last
+    mixed             single, and the questions of the first half in the pretraining text, 8 tokens of 10 (the control)
+    celebrity         multi5+permute for the first half of people, single for those who are asked about
+    bilingual5        of five wordings, two are Chinese
+
+Versions of a person are never in view of each other: documents are shuffled, and attention stays inside a document; so the
+only thing a second wording can do is to change what is stored. Positions are rotary. The first sentence's attribute is left
+out of the mean: in `single` it follows the name and can be answered without being stored apart. Questions have three forms,
+the same in both halves, and nothing is chosen by the second half's answers: all lengths are fixed. Tuned here on seed 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fledge.core.config import Settings, TrainConfig
+from fledge.core.model import Shape
+from fledge.generate.sampling import Sampling
+from fledge.generate.scoring import Asked, score
+from fledge.labs.bench import Bench
+from fledge.labs.cloze import fresh_start
+from fledge.labs.verdict import Findings, Number, at_least, at_most, difference, ratio
+from fledge.probe.linear import query_probe
+from fledge.stages import pretrain, sft
+from fledge.stages.charts import COLOURS
+from fledge.stages.charts import draw as drawing
+from fledge.stages.common import Parent, open_model
+from fledge.stages.evaluate import ask, rate
+from fledge.tasks.base import Example, user
+from fledge.world.biographies import ATTRIBUTES, TELLINGS, Biography, People, Person, inverse_questions, questions
+
+ARMS = ("single", "multi5", "multi5+permute", "reverse", "mixed", "celebrity", "bilingual5")
+PAPER = {"single": 0.097, "multi5": 0.41, "multi5+permute": 0.966, "mixed": 0.866, "celebrity": 0.868}
+_TELLING = {"reverse": "multi5+permute+reverse", "mixed": "single"}
+_INVERSE = ("multi5+permute", "reverse")  # arms that are asked from band to name
+_PROBED = ("single", "multi5+permute")
+_QUESTION_SHARE = 0.8  # of the tokens of `mixed`, as in the paper's section 3
+_GREEDY = Sampling(temperature=0.0, max_tokens=24)
+
+
+class Setup(Settings, frozen=True, kw_only=True):
+    """People, how much is read of them, and how the model is taught to answer."""
+
+    people: int = 400
+    "People; questions about the first half are taught, the other half is asked about."
+    attributes: tuple[str, ...] = ("birthcity", "university", "major", "employer", "band")
+    "Told of, of birthdate, birthcity, university, major, employer and band; the first is not counted."
+    tokens: int = 3_000_000
+    "Tokens of each arm's pretraining."
+    size: str = "pocket"
+    "Model size."
+    lr: float = 4e-3
+    "Peak learning rate of pretraining."
+    batch_tokens: int = 4096
+    "Tokens of a pretraining step."
+    epochs: float = 10.0
+    "Times each question is read in fine-tuning."
+    sft_lr: float = 2e-4
+    "Peak learning rate of fine-tuning: 1e-3 costs half of the exact answers, below 1e-4 the questions are not learned."
+    sft_batch_tokens: int = 1024
+    "Positions of a fine-tuning step."
+    probed: int = 100
+    "People of each half whose biographies are probed from word to word; by their names all are."
+    probe_steps: int = 30
+    "Steps of a probe."
+    base: str | None = None
+    "Checkpoint to continue from in all arms; none starts from random weights and learns a tokenizer."
+
+    def problems(self) -> list[str]:
+        found = [f"people = {self.people}: must be at least 10, half of them are asked about"] * (self.people < 10)
+        if wrong := [a for a in self.attributes if a not in ATTRIBUTES]:
+            found.append(f"attributes = {wrong}: must be of {', '.join(ATTRIBUTES)}")
+        if "band" not in self.attributes or len(self.attributes) < 3:
+            found.append("attributes: band, which the inverse question is about, and two more are needed")
+        if self.base == "":
+            found.append("base: give a checkpoint (--set.base), imported with --template chatml if it has no template")
+        return found
+
+
+SCALES = {
+    "pocket": Setup(),
+    "gpu": Setup(people=20_000, size="small", tokens=300_000_000, batch_tokens=65_536, lr=2e-3, sft_batch_tokens=16_384),
+    "full": Setup(base="", people=5_000, tokens=60_000_000, batch_tokens=32_768, lr=1e-3, sft_batch_tokens=8_192),
+    "tiny": Setup(people=12, size="tiny", tokens=4_000, batch_tokens=512, epochs=1.0, probed=6, probe_steps=2),
+}  # fmt: skip
+
+
+def measure(setup: Setup, bench: Bench) -> dict[str, Any]:
+    """All arms from one start, each kept as it ends."""
+    people = People(setup.people, bench.seed, setup.attributes)
+    start = setup.base or str(_start(setup, people, bench))
+    return {arm: bench.keep(arm, lambda arm=arm: _arm(setup, bench, people, start, arm)) for arm in ARMS}
+
+
+def _start(setup: Setup, people: People, bench: Bench) -> Path:
+    """Random weights, and a tokenizer of all that any arm reads, so that every English name and value is one token."""
+    tellings = [TELLINGS[_TELLING.get(arm, arm)] for arm in ("multi5+permute", "reverse", "bilingual5")]
+    texts = [b.text for telling in tellings for b in people.tell(telling)]
+    texts += [q + a for p in people.all for q, a in (*_forward(people, p), *_inverse(p))]
+    text = bench.write("all", [{"text": text} for text in texts])
+    shape = Shape(size=setup.size, context_tokens=128)
+    return fresh_start(Path(bench.out("start")), [text], shape, 65_536, TrainConfig(seed=bench.seed))
+
+
+def _forward(people: People, person: Person) -> list[tuple[str, str]]:
+    """(question, answer) of all attributes. An answer begins with a space, as the value does in a text."""
+    return [(q, f" {a}") for attribute in people.attributes for q, a in questions(person, attribute)]
+
+
+def _inverse(person: Person) -> list[tuple[str, str]]:
+    return [(q, f" {name}") for q, name in inverse_questions(person)]
+
+
+def told_in(people: People, arm: str) -> list[Biography]:
+    """The biographies of an arm; of `mixed`, without the questions."""
+    if arm != "celebrity":
+        return list(people.tell(TELLINGS[_TELLING.get(arm, arm)]))
+    half = len(people.all) // 2
+    known, others = people.tell(TELLINGS["multi5+permute"], people.all[:half]), people.all[half:]
+    return [*known, *people.tell(TELLINGS["single"], others)]
+
+
+def _arm(setup: Setup, bench: Bench, people: People, start: str, arm: str) -> dict[str, Any]:
+    """Pretrain; probe the base model; teach half of the questions, and ask all."""
+    half, told = len(people.all) // 2, told_in(people, arm)
+    groups = {"taught": people.all[:half], "others": people.all[half:]}
+    text = [bench.write(f"{arm}-text", [{"text": b.text} for b in told])]
+    if arm == "mixed":
+        asked = [{"text": q + a} for p in groups["taught"] for q, a in _forward(people, p)]
+        text.append(bench.write(f"{arm}-questions", asked))
+    recipe = pretrain.PretrainRecipe(
+        out=bench.out(f"{arm}-base"), text=text, parent=start, tokens=setup.tokens, mask_repeats=None,
+        weights=[1 - _QUESTION_SHARE, _QUESTION_SHARE] if arm == "mixed" else [],
+        train=TrainConfig(lr=setup.lr, optimizer="muon", batch_tokens=setup.batch_tokens, seed=bench.seed),
+    )  # fmt: skip
+    base = pretrain.run(recipe, quiet=True)
+    opened = open_model(base, precision="float32")
+    found: dict[str, Any] = {"by_heart": by_heart(opened, told, people.attributes)}
+    if arm in _PROBED and setup.base is None:  # probes read values of one token, which other tokenizers do not make
+        found |= {"name_probe": name_probe(setup, opened, people), "place_probe": place_probe(setup, opened, people)}
+    for way in ("forward", *["inverse"] * (arm in _INVERSE)):
+        asked = {
+            name: [_forward(people, p) if way == "forward" else _inverse(p) for p in some]
+            for name, some in groups.items()
+        }
+        tuned = _taught(
+            setup, bench, str(base), f"{arm}-{way}", [pair for person in asked["taught"] for pair in person]
+        )
+        for name, by_person in asked.items():
+            right = exact(tuned, [pair for person in by_person for pair in person])
+            found[f"{way}_{name}"] = _by_attribute(right, people.attributes) if way == "forward" else rate(right)
+    return found
+
+
+def _taught(setup: Setup, bench: Bench, base: str, name: str, asked: Sequence[tuple[str, str]]) -> Parent:
+    """The base model after reading these questions and answers."""
+    rows = [{"messages": [*user(q), {"role": "assistant", "content": a}]} for q, a in asked]
+    train = TrainConfig(lr=setup.sft_lr, weight_decay=0.0, batch_tokens=setup.sft_batch_tokens, seed=bench.seed)
+    chats = [bench.write(f"{name}-chats", rows)]
+    recipe = sft.SftRecipe(out=bench.out(name), parent=base, chats=chats, epochs=setup.epochs, train=train)
+    return open_model(sft.run(recipe, quiet=True), precision="float32")
+
+
+def exact(opened: Parent, asked: Sequence[tuple[str, str]]) -> list[bool]:
+    """Which (question, answer) the model answers exactly, greedily."""
+    examples = [
+        Example(id=str(i), prompt=user(q), answers=(a,), kind="person", language="en") for i, (q, a) in enumerate(asked)
+    ]
+    return [told.text == a for told, (_, a) in zip(ask(opened, examples, _GREEDY), asked, strict=True)]
+
+
+def _by_attribute(right: Sequence[bool], attributes: Sequence[str]) -> dict[str, float]:
+    """Shares of what `_forward` of people in a row gives: each attribute in as many forms as the others."""
+    forms = 3
+    kinds = [a for _ in range(len(right) // (forms * len(attributes))) for a in attributes for _ in range(forms)]
+    return {a: rate(ok for ok, kind in zip(right, kinds, strict=True) if kind == a) for a in attributes}
+
+
+def by_heart(opened: Parent, told: Sequence[Biography], attributes: Sequence[str]) -> dict[str, float]:
+    """Share of the values whose first token is the base model's likeliest, in texts that it has read, one of each person.
+
+    Texts that come to the name last are left out: their values stand before anything tells whose they are.
+    """
+    texts = {b.person: b for b in told if b.name_place < min(b.places.values())}
+    places = [(a, b.text[: b.places[a]], b.text[b.places[a] :]) for b in texts.values() for a in attributes]
+    heads, tails = (opened.tokenizer.encode_batch([place[part] for place in places]) for part in (1, 2))
+    scored = score(opened.model, [Asked([opened.tokenizer.bos, *a], b[:1]) for a, b in zip(heads, tails, strict=True)])
+    return {a: rate(s.greedy for s, (kind, *_) in zip(scored, places, strict=True) if kind == a) for a in attributes}
+
+
+def _probe(
+    setup: Setup, opened: Parent, people: People, texts: Sequence[str], attributes: Sequence[str]
+) -> dict[str, float]:
+    """query_probe of one text of each of `probed` people, the taught half of them to fit on."""
+    tokenizer, half = opened.tokenizer, len(texts) // 2
+    rows = [[tokenizer.bos, *ids] for ids in tokenizer.encode_batch(texts)]
+    some = [*people.all[: len(people.all) // 2][:half], *people.all[len(people.all) // 2 :][:half]]
+    values = {a: [p.values[a].en for p in some] for a in attributes}
+    words = {v: tokenizer.encode(f" {v}")[0] for column in values.values() for v in column}
+    labels = {a: (column[:half], column[half:]) for a, column in values.items()}
+    found = query_probe(
+        opened.model, rows[:half], rows[half:], labels, words, query=tokenizer.eos, steps=setup.probe_steps
+    )
+    return {a: told.accuracy for a, told in found.items()}
+
+
+def name_probe(setup: Setup, opened: Parent, people: People) -> dict[str, float]:
+    """The Q-probe: what can be read off a person's name alone, of people that the probe was not fitted on."""
+    return _probe(setup, opened, people, [f" {p.name}" for p in people.all], people.attributes)
+
+
+def place_probe(setup: Setup, opened: Parent, people: People) -> list[dict[str, float]]:
+    """The P-probe: before the value of each attribute, in order, what can be read of those that are still to come."""
+    half, size = len(people.all) // 2, min(setup.probed, len(people.all) // 2)
+    told = [people.biography(p, TELLINGS["single"]) for p in (*people.all[:size], *people.all[half:][:size])]
+    return [
+        _probe(setup, opened, people, [b.text[: b.places[a]] for b in told], people.attributes[place:])
+        for place, a in enumerate(people.attributes)
+    ]
+
+
+def _counted(by_attribute: dict[str, float]) -> float:
+    """Mean over all attributes but the first."""
+    return sum(list(by_attribute.values())[1:]) / (len(by_attribute) - 1)
+
+
+def _number(
+    setup: Setup, seeds: Sequence[dict[str, Any]], label: str, arm: str, key: str, paper: str | None = None
+) -> Number:
+    """A share of questions, or of names read off, over the seeds."""
+    found = [seed[arm][key] for seed in seeds]
+    shares = [share if isinstance(share, float) else _counted(share) for share in found]
+    asked = (setup.people - setup.people // 2) * (len(setup.attributes) - 1 if isinstance(found[0], dict) else 1)
+    return Number(
+        label=label, by_seed=shares, unit="%", of=asked, paper=paper
+    )  # forms of one question are not counted anew
+
+
+def _worst(seeds: Sequence[dict[str, Any]], label: str, keys: Sequence[str]) -> Number:
+    """The share of the worst arm, seed by seed; of several attributes the mean, all of them."""
+    found = [[arm[key] for arm in seed.values() for key in keys if key in arm] for seed in seeds]
+    means = [[rate(share.values()) if isinstance(share, dict) else share for share in shares] for shares in found]
+    return Number(label=label, by_seed=[min(shares) for shares in means], unit="%")
+
+
+def judge(setup: Setup, seeds: Sequence[dict[str, Any]]) -> Findings:
+    """Shuffled versions against one, and the other way round; the first half and the biographies must be known in all arms."""
+
+    def share(label: str, arm: str, key: str = "forward_others", paper: str | None = None) -> Number:
+        return _number(setup, seeds, label, arm, key, paper)
+
+    single = share("one text a person", "single", paper="9.7%")
+    many = share("five wordings, shuffled", "multi5+permute", paper="96.6%")
+    mixed = share("one text, questions in pretraining", "mixed", paper="86.6%")
+    famous = share("one text, the others have five", "celebrity", paper="86.8%, from 4.4%")
+    bilingual = share("three English wordings and two Chinese", "bilingual5")
+    back = share("from band to name", "multi5+permute", "inverse_others", paper="0%")
+    last = share("from band to name, half of the texts name last", "reverse", "inverse_others")
+    taught = _worst(seeds, "questions taught, the worst arm", ("forward_taught", "inverse_taught"))
+    heart = _worst(seeds, "values known in the biographies, the worst arm", ("by_heart",))
+    read, saying = [], ""
+    if "name_probe" in seeds[0]["single"]:
+        probes = [share("", arm, "name_probe") for arm in ("multi5+permute", "single")]
+        read = [difference("read off the name: shuffled wordings less one text", *probes)]
+        saying = f"; a probe reads {probes[0].mean:.0%} off the bare name there, {probes[1].mean:.0%} in the other"
+    return Findings(
+        numbers=[single, many, mixed, famous, bilingual, back, last, *read],
+        checks=[
+            at_most("one text a person: hardly anything can be asked for", single, 0.15),
+            at_least("five shuffled wordings: most of it can", many, 0.70),
+            at_least("that is four times as much", ratio("", many, single), 4.0),
+            at_most("the other way round nothing can be asked for", back, 0.05),
+            at_least("unless texts come to the name last", last, 0.50),
+            at_least("questions in pretraining make one text enough (control)", mixed, 0.60, core=False),
+            *(at_least("a probe finds the difference before any question", n, 0.40, core=False) for n in read),
+            at_least("every arm answers the questions it was taught", taught, 0.95, core=False),
+            at_least("every arm knows the biographies it read", heart, 0.99, core=False),
+        ],
+        said=(
+            f"Every arm knows its biographies by heart ({heart.mean:.1%} of the values at least). Asked about people whose "
+            f"questions were never taught, one that read a single text of each answers {single.mean:.0%}, one that read "
+            f"five shuffled wordings {many.mean:.0%}{saying}. Whether a fact can be used is settled in pretraining. From band "
+            f"to name it is {back.mean:.0%}, {last.mean:.0%} where texts come to the name last."
+        ),
+    )
+
+
+_ROWS = {  # row of the chart: (arm, what was measured)
+    "one text": ("single", "forward_others"),
+    "5 wordings": ("multi5", "forward_others"),
+    "5 wordings, shuffled": ("multi5+permute", "forward_others"),
+    "3 English, 2 Chinese": ("bilingual5", "forward_others"),
+    "1 text, others have 5": ("celebrity", "forward_others"),
+    "1 text and questions": ("mixed", "forward_others"),
+    "band to name": ("multi5+permute", "inverse_others"),
+    "… name last in half": ("reverse", "inverse_others"),
+}
+
+
+def draw(setup: Setup, seeds: Sequence[dict[str, Any]]) -> str:
+    """Exact answers of each arm beside the paper's, and below, what can be read off a biography before it is said."""
+    ours = {row: _number(setup, seeds, row, *where) for row, where in _ROWS.items()}
+
+    probed = "place_probe" in seeds[0]["single"]
+
+    def paint(figure: Any) -> None:
+        if not probed:
+            _dots(figure, ours)
+            return
+        above, below = figure.subfigures(2, 1, height_ratios=(1.5, 1))
+        _dots(above, ours)
+        titles = ("one text", "5 wordings, shuffled")
+        below.suptitle("read off a biography by a probe, % right", color=COLOURS["dim"], fontsize=9)
+        for ax, arm, title in zip(below.subplots(1, 2, sharey=True), _PROBED, titles, strict=True):
+            _triangle(ax, setup, [seed[arm]["place_probe"] for seed in seeds], title)
+
+    alt = "Exact answers about people whose questions were not taught: " + ", ".join(
+        f"{row} {n.mean:.0%}" for row, n in ours.items()
+    )
+    return drawing("P9", alt, paint, (4.9, 5.6 if probed else 3.6))
+
+
+def _dots(figure: Any, ours: dict[str, Number]) -> None:
+    ax = figure.subplots()
+    ax.grid(True, axis="x")
+    for y, (row, number) in enumerate(ours.items()):
+        arm, key = _ROWS[row]
+        paper = (
+            0.0 if key == "inverse_others" and arm != "reverse" else PAPER.get(arm) if key == "forward_others" else None
+        )
+        low, high = number.interval()
+        ax.plot([low, high], [y, y], color=COLOURS["aligned"], linewidth=2.4, alpha=0.45)
+        ax.plot(number.by_seed, [y] * len(number.by_seed), "|", color=COLOURS["aligned"], markersize=8)
+        handles = ax.plot([number.mean], [y], "o", color=COLOURS["aligned"], markersize=6.5, label="here")
+        if paper is not None:
+            handles += ax.plot(
+                [paper], [y], "D", markersize=6, markerfacecolor="none", color=COLOURS["base"], label="paper"
+            )
+            shown = handles
+        ax.annotate(f"{number.mean:.0%}", (1.06, y), va="center", color=COLOURS["aligned"], annotation_clip=False)
+    ax.set_yticks(range(len(ours)), list(ours))
+    ax.set_ylim(len(ours) - 0.4, -0.6)
+    ax.set_xlim(-0.03, 1.03)
+    ax.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    ax.grid(False, axis="y")
+    ax.set_title("exact answers about people never asked about", loc="left", color=COLOURS["dim"])
+    figure.legend(shown, ["here (ticks: seeds)", "paper"], loc="outside lower left", ncols=2)
+
+
+def _triangle(ax: Any, setup: Setup, by_seed: Sequence[Sequence[dict[str, float]]], title: str) -> None:
+    """Rows: where in the biography; columns: attribute read; stronger is more."""
+    names = [a.removeprefix("birth") for a in setup.attributes]
+    for place in range(len(names)):
+        for column in range(place, len(names)):
+            share = sum(seed[place][setup.attributes[column]] for seed in by_seed) / len(by_seed)
+            ax.bar(column, 0.94, 0.94, place - 0.47, color=COLOURS["aligned"], alpha=0.08 + 0.72 * share, linewidth=0)
+            ax.annotate(
+                f"{100 * share:.0f}", (column, place), ha="center", va="center", color=COLOURS["ink"], fontsize=8
+            )
+    ax.set_xlim(-0.5, len(names) - 0.5)
+    ax.set_ylim(len(names) - 0.5, -0.5)
+    ax.set_xticks(range(len(names)), names, rotation=40, ha="right", rotation_mode="anchor")
+    ax.set_yticks(range(len(names)), [f"before {name}" for name in names])
+    ax.grid(False)
+    ax.set_title(title, loc="left", color=COLOURS["dim"])
