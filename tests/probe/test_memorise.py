@@ -126,6 +126,6 @@ def test_the_command(base, tmp_path, capsys):
     row = json.loads(out.read_bytes())["texts"][0]
     assert row["tokens"] > 0 and 0 <= row["recall"]["distance"] <= 1 and row["compression"]["tried"][0] == 1
     assert "ACR" in capsys.readouterr().out
-    assert main([*asked, "--search", "none"]) == 0
+    assert main([*asked, "--recall_only", "true"]) == 0
     assert "compression" not in json.loads(out.read_bytes())["texts"][0]
     assert main(["memorise", str(tmp_path / "base")]) == 2

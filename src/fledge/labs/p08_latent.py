@@ -329,6 +329,8 @@ def judge(setup: Setup, seeds: Sequence[dict[str, Any]]) -> Findings:
             at_least("chains come closer with steps", falls, 1e-9),
             at_most(f"and are within 0.1 after {judged}", at_50, 0.1),
             at_least("on the SFT model power sampling beats plain sampling", difference("", own_power, own), 1e-9, core=False),
+            at_least("GRPO raises one sample above the base's", difference("", rl, one), 1e-9, core=False),
+            at_most(f"but not one of {k} above the base's", difference("", rl_many, many), 0.02, core=False),
             at_least("GRPO raises one sample above its start's", difference("", rl, own), 1e-9, core=False),
             at_most(f"but not one of {k}, within 2 points", difference("", rl_many, own_many), 0.02, core=False),
         ],

@@ -15,7 +15,7 @@ class MemoriseOptions(Settings, frozen=True, kw_only=True):
 
     Each text is continued from its beginning (verbatim recall), and the shortest prompt that makes the model write all of
     it is searched for: the adversarial compression ratio, above 1 where the model knows the text by heart (Schwarzschild et
-    al. 2024). `fledge memorise RUN --data quotes.jsonl --search none` only recalls, in seconds.
+    al. 2024). `fledge memorise RUN --data quotes.jsonl --recall_only true` only recalls, in seconds.
     """
 
     run: str
@@ -26,15 +26,17 @@ class MemoriseOptions(Settings, frozen=True, kw_only=True):
     "Texts in files instead: JSONL with text, or plain text."
     begin: float = 0.5
     "Share of each text's tokens that recall begins from."
-    search: Search | None = Search()
-    "How hard short prompts are looked for; none only recalls."
+    search: Search = Search()
+    "How hard short prompts are looked for."
+    recall_only: bool = False
+    "Look for no prompts: recall takes seconds, the search minutes."
     out: str | None = None
     "File for the figures as JSON; none only prints them."
     device: str = "auto"
     "auto, cpu, cuda or cuda:1."
 
     def problems(self) -> list[str]:
-        found = [] if self.search is None else self.search.problems()
+        found = self.search.problems()
         if bool(self.text) == bool(self.data):
             found.append('text and data: set one of them (--text "To be, or not to be", or --data quotes.jsonl)')
         if not 0 <= self.begin < 1:
@@ -57,14 +59,14 @@ def run(options: MemoriseOptions) -> dict[str, Any]:
     for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
         told = recall(opened.model, tokenizer.bos, [ids], int(options.begin * len(ids)))[0]
         small = None
-        if options.search is not None:
+        if not options.recall_only:
             small = compress(opened.model, tokenizer.bos, ids, allowed, options.search)
         rows.append(_row(text, tokenizer.decode(told.written), told, small) | {"tokens": len(ids)})
         if small is not None:
             rows[-1]["prompt_text"] = tokenizer.decode(small.prompt)
             # a prompt of ids need not come back from its own text: only one that does can be typed
             rows[-1]["prompt_can_be_typed"] = small.found and tokenizer.encode(rows[-1]["prompt_text"]) == small.prompt
-    held = None if options.search is None else msgspec.to_builtins(options.search)
+    held = None if options.recall_only else msgspec.to_builtins(options.search)
     result = {
         "model": {"id": opened.id, "path": str(opened.path)},
         "begin": options.begin,
