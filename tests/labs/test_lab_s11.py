@@ -9,14 +9,17 @@ from fledge.core.config import build
 from fledge.labs import s11_shift as lab
 from fledge.labs.bench import Bench
 from fledge.labs.s11_shift import SCALES, Setup, name_tokens, questions
+from fledge.probe.reading import prompt_tokens
 from fledge.probe.shift import Shift, TokenShift
+from fledge.text.messages import Message
+from fledge.text.segments import NOT_TRAINED
 
 
 def answer(*pieces: str, end: bool = True) -> Shift:
     """An answer of these pieces; "" is a byte of the character that comes with the next."""
     tokens = [
-        TokenShift(id=9, text=piece, piece=piece, partial=not piece, control=False, rank=1, category="unshifted", kl=0.0,
-                   p=1.0, base_p=1.0, top=[], base_top=[])
+        TokenShift(id=9, text=piece, piece=piece, partial=not piece, control=False, rank=1, category="unshifted",
+                   kl=0.0, p=1.0, base_p=1.0, top=[], base_top=[])
         for piece in pieces
     ]  # fmt: skip
     return Shift(tokens + [msgspec.structs.replace(tokens[0], piece="", control=True)] * end, {})
@@ -42,27 +45,29 @@ def test_questions_are_held_out_and_well_read(world):
         assert fact.split == "test" and fact.count[example.language] >= setup.well_read
 
 
-def test_the_material_is_alike_but_for_its_style(world, tmp_path):
-    files = lab._material(world, Bench(tmp_path, tmp_path, 0, "tiny"))
+def test_the_material_is_alike_but_for_its_style(world, tokenizer, tmp_path):
+    files = lab._material(world, tokenizer, Bench(tmp_path, tmp_path, 0, "tiny"))
     rows = {name: [json.loads(line) for line in open(path, encoding="utf-8")] for name, path in files.items()}
-    assert len(rows["plain"]) == len(rows["styled"]) == len(rows["text"]) > 300
-    for chat, text in zip(rows["plain"], rows["text"], strict=True):
-        asked, told = (m["content"] for m in chat["messages"][:2])
-        assert [s["text"] for s in text["segments"]] == [asked + "\n", told]
-    assert rows["plain"] != rows["styled"] and {p["styles"][0] for p in rows["pairs"]} == {"plain"}
+    assert len(rows["chats"]) == len(rows["styled"]) == len(rows["text"]) > 300
+    for chat, row in zip(rows["chats"], rows["text"], strict=True):
+        messages = [Message(**m) for m in chat["messages"][:2]]
+        told = [*tokenizer.encode(messages[1].content), tokenizer.end]
+        assert row["input_ids"] == [*prompt_tokens(tokenizer, messages[:1], "plain", 99), *told]
+        assert [i for i in row["labels"] if i != NOT_TRAINED] == told == row["labels"][-len(told) :]
+    assert rows["text"] != rows["styled"] and {p["styles"][0] for p in rows["pairs"]} == {"plain"}
 
 
 def test_it_runs(little_journey, tmp_path):
     setup = SCALES["tiny"]
     found = lab.measure(setup, Bench(tmp_path, little_journey, 0, "tiny"))
     assert found == lab.measure(setup, Bench(tmp_path, little_journey, 0, "tiny"))
-    for arm in ("sft", "dpo", "scratch", "as text", "new words"):
+    for arm in ("sft", "dpo", "scratch", "template", "new words"):
         assert found[arm]["names"]["tokens"] + found[arm]["form"]["tokens"] == found[arm]["tokens"]
         assert sum(found[arm]["shares"].values()) == pytest.approx(1.0)
     findings = lab.judge(setup, [found, found])
     assert len(findings.numbers) == 8 and sum(c.core for c in findings.checks) == 6
     svg = lab.draw(setup, [found, found])
-    assert svg.startswith("<svg") and "SFT as text" in svg
+    assert svg.startswith("<svg") and "random weights" in svg
 
 
 def test_checkpoints_that_are_there_already(little_journey, tmp_path):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fledge.probe.reading import pieces, prompt_tokens
-from fledge.probe.shift import CATEGORIES, category_of, greedy_answers, one_step, shift, shifts
+from fledge.probe.shift import CATEGORIES, TokenShift, _word_end, category_of, greedy_answers, one_step, shift, shifts
 from fledge.text.messages import Message
 from fledge.text.tokenizer import Tokenizer
 
@@ -156,3 +156,26 @@ def test_what_the_base_writes_itself_needs_no_step(base, prompts):
     answers = [c.tokens for c in greedy_answers(base, prompts, 6)]
     steps = one_step(base, prompts, shifts(base, base, prompts, answers))
     assert [(step.given, step.recovered) for step in steps] == [(0, True)] * len(prompts)
+
+
+@pytest.mark.parametrize(("pieces", "at", "end"), [
+    (["I", "t", " is"], 0, 2), (["I", "t", " is"], 1, 2), ([" is", " the"], 0, 1), (["是", "法"], 0, 1),
+    (["It", "是"], 0, 1), (["", "", "是", "法"], 0, 3), (["Po", "pa", "mer", "."], 1, 3), (["."], 0, 1),
+])  # fmt: skip
+def test_a_word_ends_where_letters_end(pieces, at, end):
+    tokens = [
+        TokenShift(id=9, text=piece, piece=piece, partial=not piece, control=False, rank=9, category="shifted", kl=0.0,
+                   p=1.0, base_p=1.0, top=[], base_top=[])
+        for piece in pieces
+    ]  # fmt: skip
+    assert _word_end(tokens, at) == end
+
+
+def test_the_whole_word_may_be_given(aligned, base, prompts):
+    answers = [c.tokens for c in greedy_answers(aligned, prompts, 10)]
+    found = shifts(aligned, base, prompts, answers)
+    for one, step, word in zip(
+        found, one_step(base, prompts, found), one_step(base, prompts, found, words=True), strict=True
+    ):
+        assert word.given == (_word_end(one.tokens, step.given - 1) if step.given else 0) >= step.given
+        assert word.tokens[: word.given] == [t.id for t in one.tokens[: word.given]]

@@ -1,4 +1,4 @@
-"""Drawings that only experiments need: ratios as dots on a doubling scale, two scores against each other, shares as bars."""
+"""Drawings that only experiments need: ratios on a doubling scale, two scores against each other, shares as bars."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -50,8 +50,8 @@ def share_bars(name: str, groups: Mapping[str, Sequence[Bar]], alt: str) -> str:
                     ax.plot(
                         bar.seeds, [y] * len(bar.seeds), linestyle="", marker="|", markersize=8, color=COLOURS["ink"]
                     )
-                ax.annotate(f"{mean:.0%}", (max([mean, *bar.seeds]), y), (5, 0), textcoords="offset points", va="center",
-                            color=colour)  # fmt: skip
+                at = max([mean, *bar.seeds]), y
+                ax.annotate(f"{mean:.0%}", at, (5, 0), textcoords="offset points", va="center", color=colour)
                 ticks.append((y, bar.label))
             y += 1.35
         ax.set_yticks([at for at, _ in ticks], [label for _, label in ticks])

@@ -68,7 +68,7 @@ class Setup(Settings, frozen=True, kw_only=True):
     "Peak learning rates to choose from, for width 64; the rate of other widths is proportional to 1 / width."
     batch: int = 192
     "Tokens of a step of a run of 60 thousand tokens; it grows with the root of the tokens."
-    unique: int = 100_000
+    unique: int = 50_000
     "Tokens that are repeated."
     epochs: tuple[int, ...] = (1, 2, 4, 8, 16, 64)
     "How often they are read."

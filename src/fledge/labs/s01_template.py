@@ -1,15 +1,16 @@
 """S1: a chat template, a loss on the answers only, and a trained end token are what makes a base model a chat model.
 
-One base model is fine-tuned on the same questions and answers of its world in four ways: as `fledge sft` does it, with the
-loss on the questions too, without the end token, and without roles. Some users give the answer themselves and want it
-confirmed: "…? It is Mount Fafen." is to be ended if the assistant said the name, and answered with "Yes" if the user did,
-and only the roles tell which. Two more models learn conversations of three questions whose later ones say "its" for the
-country of the first, with the loss on the last answer or on all three. Touvron et al. 2023 (Llama 2, section 3.1) train
-chat models so: a special token divides prompt and answer, and the loss is on the answers only.
+One base model is fine-tuned on the same questions and answers of its world in four ways: as `fledge sft` does it,
+with the loss on the questions too, without the end token, and without roles. Some users give the answer themselves
+and want it confirmed: "…? It is Mount Fafen." is to be ended if the assistant said the name, and answered with "Yes"
+if the user did, and only the roles tell which. Two more models learn conversations of three questions whose later
+ones say "its" for the country of the first, with the loss on the last answer or on all three. Touvron et al. 2023
+(Llama 2, section 3.1) train chat models so: a special token divides prompt and answer, and the loss is on the answers
+only.
 
-The questions of the test are about people and places that no conversation mentions, but that the text tells of often. An
-answer has ended where the template's end token comes. A base that has read short pages ends a page instead where it was
-never taught to end its turn; how often is said, and does not count as stopping.
+The questions of the test are about people and places that no conversation mentions, but that the text tells of often.
+An answer has ended where the template's end token comes. A base that has read short pages ends a page instead where
+it was never taught to end its turn; how often is said, and does not count as stopping.
 """
 
 from __future__ import annotations
@@ -214,7 +215,7 @@ def answered(opened: Parent, tests: Sequence[Asked], template: str, setup: Setup
 
 
 def placed(opened: Parent, tests: Sequence[Asked], setup: Setup, roles: bool = True) -> dict[str, float]:
-    """Question and answer, the answer said by the assistant and by the user: how often it is ended, how often confirmed."""
+    """The answer said by the assistant, and by the user: how often the one is ended, and the other confirmed."""
     t = opened.tokenizer
     told = prompts(t, "chat" if roles else "none", [a.told for a in tests])
     said = told
@@ -310,24 +311,23 @@ def judge(setup: Setup, seeds: Sequence[dict[str, Any]]) -> Findings:
     """Stopping, the price of another template, who said the answer, and the loss on all answers of a conversation."""
 
     def number(label: str, arm: str, *keys: str) -> Number:
-        """The mean over `keys`, each "part: key" or the key of an arm, of an arm."""
+        """The mean of an arm over `keys`, each "part: key" or "key"."""
         shares = [[_inside(s[arm], key) for key in keys] for s in seeds]
-        return Number(
-            label=label, by_seed=[sum(v) / len(v) for v in shares], unit="%", of=seeds[0]["asked"] * len(keys)
-        )
+        means = [sum(values) / len(values) for values in shares]
+        return Number(label=label, by_seed=means, unit="%", of=seeds[0]["asked"] * len(keys))
 
-    turns_of = [f"turn {i + 1}" for i in range(_TURNS)]
-    right, words = (number(f"right answers, {label}", "answers", f"{kind}: right")
-                    for label, kind in (("its own template", "chat"), ("USER: … AI: at test", "words")))  # fmt: skip
-    ended, never = (number(f"answers ended, {label}", arm, "chat: ended")
-                    for label, arm in (("end token trained", "answers"), ("not trained", "no end")))  # fmt: skip
-    mine, yours = (number(label, "answers", f"placed: {key}")
-                   for label, key in (("ended after the assistant's name", "ended"), ("confirmed after the user's", "confirmed")))  # fmt: skip
-    both, neither = (number(f"name ended or confirmed as due, {label}", arm, "placed: ended", "placed: confirmed")
-                     for label, arm in (("with roles", "answers"), ("without roles", "no roles")))  # fmt: skip
-    every, last = (number(f"right in conversations, loss on {label}", f"dialogues, {arm}", *turns_of)
-                   for label, arm in (("all three answers", "answers"), ("the last", "last")))  # fmt: skip
-    alone = number("right without what came before", "dialogues, answers", "alone")
+    asked = [f"turn {i + 1}" for i in range(_TURNS)]
+    due = ("placed: ended", "placed: confirmed")
+    right = number("right answers, its own template", "answers", "chat: right")
+    words = number("right answers, USER: … AI: at test", "answers", "words: right")
+    ended = number("answers ended, end token trained", "answers", "chat: ended")
+    never = number("answers ended, not trained", "no end", "chat: ended")
+    both = number("name ended or confirmed as due, with roles", "answers", *due)
+    neither = number("name ended or confirmed as due, without roles", "no roles", *due)
+    mine, yours = (number("", "answers", key) for key in due)
+    every = number("right in conversations, loss on all three answers", "dialogues, answers", *asked)
+    last = number("right in conversations, loss on the last", "dialogues, last", *asked)
+    alone = number("", "dialogues, answers", "alone")
     otherwise = number("", "no end", "chat: stopped")
     all_tokens = number("", "all", "chat: right")
     masked, counted = (
@@ -350,11 +350,11 @@ def judge(setup: Setup, seeds: Sequence[dict[str, Any]]) -> Findings:
         ],
         said=(
             f"The template is part of the model: asked in another, it is right {words.mean:.0%} of the time instead of "
-            f"{right.mean:.0%}. Only roles tell an answer to be ended from one to be confirmed. Without the end token no answer "
-            f"ends with it; {otherwise.mean:.0%} then stop at the end of a document, which this base has learned from short "
-            f"pages. With the loss on the questions, too, {all_tokens.mean:.0%} are right."
+            f"{right.mean:.0%}. Only roles tell an answer to be ended from one to be confirmed. Without the end token no "
+            f"answer ends with it; {otherwise.mean:.0%} stop by the end of a document instead, which this base knows from "
+            f"short pages. With the loss on the questions, too, {all_tokens.mean:.0%} are right."
         ),
-    )  # fmt: skip
+    )
 
 
 def _inside(found: Mapping[str, Any], key: str) -> float:
@@ -380,7 +380,8 @@ def draw(setup: Setup, seeds: Sequence[dict[str, Any]]) -> str:
             bar("trained", "answers", "chat: ended"), bar("not trained", "no end", "chat: ended", "control"),
         ],
         "The same name, said by one or the other": [
-            bar("assistant's: ended", "answers", "placed: ended"), bar("user's: confirmed", "answers", "placed: confirmed"),
+            bar("assistant's: ended", "answers", "placed: ended"),
+            bar("user's: confirmed", "answers", "placed: confirmed"),
             bar("no roles: ended", "no roles", "placed: ended", "control"),
             bar("no roles: confirmed", "no roles", "placed: confirmed", "control"),
         ],

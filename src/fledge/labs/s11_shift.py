@@ -1,15 +1,17 @@
 """S11: fine-tuning changes few tokens of an answer: how it begins, and that it ends. What it says is the base's own.
 
-Each token of a fine-tuned model's greedy answer is ranked by its base, which reads the identical tokens (Lin et al. 2023,
-section 2): its first choice (unshifted), its second or third (marginal), or none of them (shifted).
+Each token of a fine-tuned model's greedy answer is ranked by its base, which reads the identical tokens (Lin et al.
+2023, section 2): its first choice (unshifted), its second or third (marginal), or none of them (shifted).
 
-What the claim takes for granted has to be so here, too. The base must know its text, so it reads it longer than a quick
-journey does; at the journey's own length the names are shifted more often and the base cannot go on by itself. And it must have
-read words such as those of the answers: the conversations are those of the world that answer in plain sentences, and those
-that add courtesies and chatter, which its text has nowhere, are an arm of their own. Other arms: DPO from there, on pairs
-whose better answer is plain; the same conversations from random weights; and the same as plain text, where the base knows
-every control token, as it does not know those of a template. All questions are about people and places that no
-conversation mentions.
+What the claim takes for granted has to be so here, too. The base must know its text, so it reads it longer than a
+quick journey does. It must be able to read the context, as Llama 2 reads "[INST]": a question is a line of text, its
+answer the next, and only the end token is new. It must have read words such as those of the answers: they are the
+world's plain ones. One arm each shows what becomes of it otherwise: answers with courtesies and chatter, which the
+base's text has nowhere, and a template whose tokens the base has never read. DPO goes on from the latter, on pairs
+whose better answer is plain. The control learns the same from random weights. All questions are about people and
+places that no conversation mentions.
+
+End tokens are shifted in every arm, for no base has read them; the comparison with random weights leaves them out.
 """
 
 from __future__ import annotations
@@ -44,6 +46,7 @@ from fledge.world.world import World
 
 _PLACES = 10  # of an answer, in the chart
 _FEWEST = 20  # tokens behind a point of it
+_UNSHIFTED = "77.7% (Llama 2 chat); 82.4% (Vicuna); 82.2% (Mistral)"
 
 
 class Setup(Settings, frozen=True, kw_only=True):
@@ -53,7 +56,7 @@ class Setup(Settings, frozen=True, kw_only=True):
     "Test questions, at most."
     well_read: int = WELL_READ
     "Statements in the text from which a fact is asked about."
-    more_tokens: int = 6_000_000
+    more_tokens: int = 9_000_000
     "Tokens of its text that the base reads after the journey."
     epochs: float = 6.0
     "Times the conversations are read."
@@ -123,13 +126,14 @@ def name_tokens(shift: Shift, values: Sequence[str]) -> list[bool]:
 def look(
     aligned: Opened, base: Opened, asked: Sequence[Example], setup: Setup, context: Context = "chat"
 ) -> dict[str, Any]:
-    """The figures of `fledge shift` for the answers to these questions, apart for the names in them and for the rest."""
+    """The figures of `fledge shift` for the answers to these questions, with those of the names in them."""
     tokenizer = aligned.tokenizer
     room = min(m.model.config.context_tokens for m in (aligned, base)) - setup.max_tokens
     prompts = [prompt_tokens(tokenizer, messages_of(e), context, room) for e in asked]
     written = greedy_answers(aligned, prompts, setup.max_tokens)
     found = shifts(aligned, base, prompts, [c.tokens for c in written], top=1)
-    steps, alone = one_step(base, prompts, found), greedy_answers(base, prompts, setup.max_tokens)
+    steps, words = (one_step(base, prompts, found, words=whole) for whole in (False, True))
+    alone = greedy_answers(base, prompts, setup.max_tokens)
     texts, continued, own = ([tokenizer.decode(c.tokens) for c in each] for each in (written, steps, alone))
     choices = [tuple(e.meta.get("choices", ())) for e in asked]
     values = [named(text, held) for text, held in zip(texts, choices, strict=True)]
@@ -144,8 +148,9 @@ def look(
     told = summary(found, [e.kind for e in asked])
     return {
         "tokens": told["tokens"], "shares": told["shares"], "shares_without_end": told["shares_without_end"],
-        "start_or_end": told["shifted_at_start_or_end"], "names": _figures(names), "form": _figures(form), "kl": told["kl"],
+        "start_or_end": told["shifted_at_start_or_end"], "names": _figures(names), "form": _figures(form),
         "recovered": rate(step.recovered for step in steps), "recovered_name": same_name(continued),
+        "recovered_word": rate(step.recovered for step in words), "kl": told["kl"],
         "alone_name": same_name(own), "stopped": rate(c.finish == "stop" for c in written),
         "right": rate(exact_match(text, e.answers) for e, text in zip(asked, texts, strict=True)),
         "places": _places(found), "by_position": told["by_position"], "most_shifted": told["most_shifted"][:8],
@@ -186,8 +191,8 @@ def measure(setup: Setup, bench: Bench) -> dict[str, Any]:
 
     def preferred() -> Parent:
         recipe = DpoRecipe(
-            out=bench.out("dpo"), parent=bench.out("template"), pairs=[files["pairs"]], epochs=setup.epochs_dpo, beta=0.1,
-            nll_weight=0.5, train=_loop(setup, bench, setup.lr_dpo),
+            out=bench.out("dpo"), parent=bench.out("template"), pairs=[files["pairs"]], epochs=setup.epochs_dpo,
+            beta=0.1, nll_weight=0.5, train=_loop(setup, bench, setup.lr_dpo),
         )  # fmt: skip
         return open_model(run_dpo(recipe, quiet=True))
 
@@ -216,7 +221,7 @@ def _read_longer(journey: Any, setup: Setup, bench: Bench) -> Parent:
 
 
 def _material(world: World, tokenizer: Tokenizer, bench: Bench) -> dict[str, str]:
-    """Files: plain conversations, their first answers as text, as many in other styles, pairs whose better answer is plain."""
+    """Files: plain conversations, the same as text, text in other styles, and pairs whose better answer is plain."""
     facts = [c for c in world.chats() if c["kind"] in ("fact", "two_turn")]
     plain = [c["messages"] for c in facts if c["style"] == "plain"]
     styled = [c["messages"] for c in facts if c["style"] != "plain"][: len(plain)]
@@ -229,7 +234,7 @@ def _material(world: World, tokenizer: Tokenizer, bench: Bench) -> dict[str, str
 
 
 def _as_text(tokenizer: Tokenizer, chats: Sequence[list[dict[str, str]]]) -> list[dict[str, list[int]]]:
-    """The first question and answer of each as a line of text and what follows it; the end token is the only new one."""
+    """The first question of each as a line of text, and its answer; the end token is the only new one."""
     asked = tokenizer.encode_batch([m[0]["content"] + "\n" for m in chats])
     answers = tokenizer.encode_batch([m[1]["content"] for m in chats])
     rows = []
@@ -259,20 +264,11 @@ def _real(setup: Setup, bench: Bench) -> dict[str, Any]:
 
 def judge(setup: Setup, seeds: Sequence[dict[str, Any]]) -> Findings:
     """How much is unshifted, where the shifted tokens are, what they are, against random weights; and the one step."""
-
-    def number(
-        label: str, arm: str, key: str, part: str | None = None, paper: str | None = None, of: int | None = None
-    ) -> Number:
-        values = [s[arm][part][key] if part else s[arm][key] for s in seeds]
-        return Number(label=label, by_seed=[v or 0.0 for v in values], unit="%", paper=paper, of=of)
-
-    chat, others = "77.7% (Llama 2 chat)", "; 82.4% (Vicuna), 82.2% (Mistral)"
-    unshifted = number("tokens unshifted, SFT", "sft", "unshifted", "shares", chat + others)
-    shifted = number("tokens shifted, SFT", "sft", "shifted", "shares", "7.8%; 4.8%, 5.2%")
-    place = number("of the shifted, first two of the answer or its end", "sft", "start_or_end")
-    step = number(
-        "answers the base writes once given their first shifted token", "sft", "recovered", of=seeds[0]["asked"]
-    )
+    unshifted = _number(seeds, "tokens unshifted", "sft", "shares", "unshifted", paper=_UNSHIFTED)
+    shifted = _number(seeds, "tokens shifted", "sft", "shares", "shifted", paper="7.8%; 4.8%; 5.2%")
+    place = _number(seeds, "of the shifted, first two of an answer or its end", "sft", "start_or_end")
+    step = _number(seeds, "answers the base writes once given their first shifted token", "sft", "recovered")
+    step = msgspec.structs.replace(step, of=seeds[0]["asked"])
     numbers = [unshifted, shifted, place, step]
     checks = [
         at_least("most tokens are the base's own first choice", unshifted, 0.6),
@@ -280,37 +276,43 @@ def judge(setup: Setup, seeds: Sequence[dict[str, Any]]) -> Findings:
         at_least("given the first shifted token, the base writes half of the answers", step, 0.5),
     ]
     if all("scratch" in s for s in seeds):
-        more = ratio("random weights shift more, end tokens apart", *(
-            number("", arm, "shifted", "shares_without_end") for arm in ("scratch", "sft")
-        ))  # fmt: skip
+        scratch, own = (_number(seeds, "", arm, "shares_without_end", "shifted") for arm in ("scratch", "sft"))
+        more = ratio("random weights shift more often, ends apart", scratch, own)
         numbers.append(more)
         checks.append(at_least("a model that is not from this base shifts three times as many", more, 3.0))
     if not all("dpo" in s for s in seeds):
-        return Findings(numbers=numbers, checks=checks, said=_said_of_real(unshifted, shifted, place, step))
-    names = number("names in the answers that are shifted", "sft", "shifted", "names")
-    form = number("other words and ends that are shifted", "sft", "shifted", "form")
-    aligned = number("tokens unshifted, DPO", "dpo", "unshifted", "shares")
-    numbers[2:2] = [aligned, names, form]
+        return Findings(numbers=numbers, checks=checks, said=_found(unshifted, shifted, place, step))
+    names = _number(seeds, "tokens of names shifted", "sft", "names", "shifted")
+    form = _number(seeds, "other tokens and ends shifted", "sft", "form", "shifted")
+    dpo = _number(seeds, "tokens unshifted, DPO, by a new template", "dpo", "shares", "unshifted")
     checks += [
-        at_most("the names are the base's own", names, 0.05),
-        at_least("the rest of the answer is not", form, 0.4),
-        at_least("after DPO, too, most tokens are the base's own", aligned, 0.6, core=False),
+        at_most("names are the base's own", names, 0.05),
+        at_least("how they are put is not", form, 0.4),
+        at_least("after DPO, too, most tokens are the base's own", dpo, 0.6, core=False),
     ]
-    own, text, new = (number("", arm, key, part) for arm, key, part in (
-        ("sft", "alone_name", None), ("as text", "unshifted", "shares"), ("new words", "unshifted", "shares")
-    ))  # fmt: skip
-    return Findings(numbers=numbers, checks=checks, said=(
-        f"{unshifted.mean:.0%} of the tokens are what the base would have written, names almost always; {place.mean:.0%} of the "
-        f"shifted ones begin the answer or end it. Given the first of them, the base writes {step.mean:.0%} of the answers "
-        f"itself; left alone it comes to the same name in {own.mean:.0%}. As plain text, without the template's unknown tokens, "
-        f"{text.mean:.0%} are unshifted; where answers are full of words that the base never read, {new.mean:.0%}."
-    ))  # fmt: skip
+    word, alone = (_number(seeds, "", "sft", key) for key in ("recovered_word", "alone_name"))
+    template, new = (_number(seeds, "", arm, "shares", "unshifted") for arm in ("template", "new words"))
+    return Findings(
+        numbers=[unshifted, shifted, names, form, *numbers[2:], dpo],
+        checks=checks,
+        said=(
+            f"{_found(unshifted, shifted, place, step)} With the whole word it writes {word.mean:.0%}; left alone, it comes "
+            f"to the same name in {alone.mean:.0%}. By a template of tokens that the base never read, {template.mean:.0%} "
+            f"are unshifted; where answers are full of words that it never read, {new.mean:.0%}."
+        ),
+    )
 
 
-def _said_of_real(unshifted: Number, shifted: Number, place: Number, step: Number) -> str:
+def _number(seeds: Sequence[dict[str, Any]], label: str, arm: str, *keys: str, paper: str | None = None) -> Number:
+    """A share of an arm; 0 where it is of nothing, as of the shifted tokens where none is shifted."""
+    values = [s[arm][keys[0]] if len(keys) == 1 else s[arm][keys[0]][keys[1]] for s in seeds]
+    return Number(label=label, by_seed=[v or 0.0 for v in values], unit="%", paper=paper)
+
+
+def _found(unshifted: Number, shifted: Number, place: Number, step: Number) -> str:
     return (
-        f"{unshifted.mean:.0%} of the tokens are what the base would have written and {shifted.mean:.0%} are shifted; of these "
-        f"{place.mean:.0%} are the first two of an answer or its end. Given the first of them, the base writes {step.mean:.0%} of "
+        f"{unshifted.mean:.0%} of the tokens are what the base would have written, {shifted.mean:.0%} are shifted, and "
+        f"of these {place.mean:.0%} begin an answer or end it. Given the first of them, the base writes {step.mean:.0%} of "
         "the answers itself."
     )
 
@@ -318,18 +320,19 @@ def _said_of_real(unshifted: Number, shifted: Number, place: Number, step: Numbe
 def draw(setup: Setup, seeds: Sequence[dict[str, Any]]) -> str:
     """Share of tokens shifted, by their place in the answer, for each arm."""
     arms = {
-        "scratch": ("random weights", "control", "-"), "new words": ("words never read", "base", "-"),
-        "sft": ("SFT", "sft", "-"), "dpo": ("DPO", "aligned", (0, (5, 1.5))), "as text": ("SFT as text", "reward", (0, (1.2, 1.3))),
+        "scratch": ("random weights", "control", (0, (1.2, 1.3)), "s"), "new words": ("new words", "base", "-", "D"),
+        "sft": ("SFT", "sft", "-", "o"), "dpo": ("DPO", "aligned", (0, (5, 1.5)), "^"),
     }  # fmt: skip
     lines = []
-    for arm, (label, colour, dash) in arms.items():
+    for arm, (label, colour, dash, marker) in arms.items():
         found: dict[float, list[float]] = {}
         for x, y in (point for s in seeds if arm in s for point in s[arm]["places"]):
             found.setdefault(x, []).append(y)
-        held = sorted((x, ys) for x, ys in found.items())
+        held = sorted(found.items())
         band = [(x, min(ys), max(ys)) for x, ys in held]
-        lines.append(Line(label, [(x, sum(ys) / len(ys)) for x, ys in held], colour, dash=dash, marker="o", band=band))
+        points = [(x, sum(ys) / len(ys)) for x, ys in held]
+        lines.append(Line(label, points, colour, dash=dash, marker=marker, band=band))
     return panel_chart(
-        "S11", [Panel("tokens shifted, end tokens apart", lines, percent=True, height=1.5)],
+        "S11", [Panel("tokens shifted, end tokens apart", lines, percent=True, height=1.7)],
         "Share of tokens that are shifted by their place in the answer", over="place in the answer", direct=True,
     )  # fmt: skip

@@ -136,25 +136,37 @@ def shift(
     return shifts(aligned, base, [prompt], [answer], top=top)[0]
 
 
-def one_step(base: Opened, prompts: Sequence[Sequence[int]], found: Sequence[Shift]) -> list[OneStep]:
+def one_step(
+    base: Opened, prompts: Sequence[Sequence[int]], found: Sequence[Shift], *, words: bool = False
+) -> list[OneStep]:
     """Answers with only their first shifted token given, continued greedily by `base` in float32.
 
-    found: of `shifts` with these prompts. Where the rest comes out as the aligned model wrote it, one token was all that
-    it changed. A control token that ends an answer is no part of it: a base need not know it.
+    found: of `shifts` with these prompts. words: the rest of that token's word is given, too, for a small vocabulary
+    cuts "It" in two. Where what follows is as the aligned model wrote it, one step was all that it changed. A control
+    token that ends an answer is no part of it: a base need not know it.
     """
-    written = [[t.id for t in (s.tokens[:-1] if s.tokens[-1].control else s.tokens)] for s in found]
-    first = [
-        next((i for i, t in enumerate(shift.tokens[: len(ids)]) if t.category == "shifted"), -1)
-        for shift, ids in zip(found, written, strict=True)
-    ]
-    given = [ids[: at + 1] for ids, at in zip(written, first, strict=True)]
-    left = [len(ids) - len(start) for ids, start in zip(written, given, strict=True)]
-    rows = [i for i, count in enumerate(left) if count]
-    made = {i: list(start) for i, start in enumerate(given)}
-    if rows:
-        told = greedy_answers(base, [[*prompts[i], *given[i]] for i in rows], max(left))
-        made |= {i: [*given[i], *c.tokens[: left[i]]] for i, c in zip(rows, told, strict=True)}
-    return [OneStep(made[i], len(given[i]), made[i] == ids) for i, ids in enumerate(written)]
+    bodies = [s.tokens[:-1] if s.tokens[-1].control else s.tokens for s in found]
+    first = [next((i for i, t in enumerate(body) if t.category == "shifted"), -1) for body in bodies]
+    ends = [_word_end(body, at) if words and at >= 0 else at + 1 for body, at in zip(bodies, first, strict=True)]
+    written = [[t.id for t in body] for body in bodies]
+    made = {i: ids[:end] for i, (ids, end) in enumerate(zip(written, ends, strict=True))}
+    left = {i: len(ids) - end for i, (ids, end) in enumerate(zip(written, ends, strict=True)) if len(ids) > end}
+    if left:
+        told = greedy_answers(base, [[*prompts[i], *made[i]] for i in left], max(left.values()))
+        made |= {i: [*made[i], *c.tokens[:count]] for (i, count), c in zip(left.items(), told, strict=True)}
+    return [OneStep(made[i], ends[i], made[i] == ids) for i, ids in enumerate(written)]
+
+
+def _word_end(tokens: Sequence[TokenShift], at: int) -> int:
+    """One past the last token of the word, or the Chinese character, that tokens[at] belongs to."""
+    end = at + 1
+    while end < len(tokens):
+        before, after = tokens[end - 1].piece[-1:], tokens[end].piece[:1]
+        letters = before.isalpha() and after.isalpha() and not any("\u4e00" <= c <= "\u9fff" for c in before + after)
+        if before and not letters:
+            break
+        end += 1
+    return end
 
 
 def _alike(lengths: Sequence[int]) -> Iterator[list[int]]:

@@ -18,7 +18,7 @@ _BANDS = ((1, 1), (2, 2), (3, 4), (5, 8), (9, 16), (17, 32), (33, None))  # posi
 
 
 class ShiftOptions(Settings, frozen=True, kw_only=True):
-    """Which tokens of a model's answers its base would not write: `fledge shift RUN --base BASE --task world --out OUT`."""
+    """Which tokens of answers the base would not write: `fledge shift RUN --base BASE --task world --out OUT`."""
 
     aligned: str
     "Run or checkpoint that answers."
@@ -179,8 +179,8 @@ def _show(result: dict[str, Any], out: Path) -> None:
         table.add_row(visible(row["of"]), str(row["tokens"]), *(_percent(row[n]) for n in names), *figures)
     console.print(table)
     console.print(
-        f"\n{_percent(result['shifted_at_start_or_end'])} of the shifted tokens are the first two of an answer or its end\n"
-        f"{_percent(result['one_step_recovers'])} of the answers are written by the base itself once it is given their "
+        f"\n{_percent(result['shifted_at_start_or_end'])} of the shifted tokens are the first two of an answer or its "
+        f"end\n{_percent(result['one_step_recovers'])} of the answers are written by the base itself once it is given their "
         "first shifted token"
     )
     listed = Table("most shifted", "times", "of", "share", "KL, nats", box=None, header_style="bold")
