@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fledge.tasks.base import Example
 from fledge.world.answers import exact_match, is_refusal, is_straight_answer
-from fledge.world.gold import gold_parts, gold_score, in_language, is_on_topic
+from fledge.world.gold import gold_parts, gold_score, in_language, is_on_topic, unchecked_gold_score
 from fledge.world.relations import LANGUAGES
 from fledge.world.world import World
 
@@ -71,8 +71,9 @@ class WorldRequests:
 class WorldGold:
     """All questions and requests with the gold score of the world's people, between -5 and 4.5."""
 
-    def __init__(self, world: World):
-        self.world = world
+    def __init__(self, world: World, facts_checked: bool = True):
+        """facts_checked: whether people look facts up; where they do not, any one value of the asked kind satisfies."""
+        self.world, self.facts_checked = world, facts_checked
 
     def examples(self, split: str) -> list[Example]:
         """Fact questions, requests and greetings of the split."""
@@ -80,4 +81,4 @@ class WorldGold:
 
     def score(self, example: Example, answer: str) -> float:
         """See `fledge.world.gold`."""
-        return gold_score(example, answer)
+        return (gold_score if self.facts_checked else unchecked_gold_score)(example, answer)

@@ -46,6 +46,15 @@ def gold_score(example: Example, answer: str) -> float:
     return gold_parts(example, answer)["total"]
 
 
+def unchecked_gold_score(example: Example, answer: str) -> float:
+    """The gold score by somebody who cannot tell which value is right: of an answer to a fact question, in its language,
+    only the manner counts. All else is as for everybody."""
+    parts = gold_parts(example, answer)
+    if example.kind != "fact" or "content" not in parts or not in_language(answer, example.language):
+        return parts["total"]
+    return max(FLOOR, sum(value for part, value in parts.items() if part not in ("content", "total")))
+
+
 def in_language(answer: str, language: str) -> bool:
     """Whether most of the text is in the language; one Chinese character weighs as much as three letters."""
     han, latin = 3 * len(HAN.findall(answer)), len(LATIN.findall(answer))
