@@ -9,7 +9,6 @@ import hashlib
 import logging
 import math
 import re
-import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ import numpy as np
 from fledge.core.checkpoint import canonical_json, write_atomically
 from fledge.core.config import Settings
 from fledge.core.log import say, visible
+from fledge.core.shown import Listing
 
 if TYPE_CHECKING:
     from fledge.interop.lm_eval_model import FledgeLM
@@ -293,11 +293,8 @@ def open_lm(run: str, device: str, precision: str) -> FledgeLM:
     return FledgeLM(run=run, device=device, precision=precision)
 
 
-def run(options: EvalOptions) -> list[TaskResult]:
-    """Evaluate, print a table on stdout, and say where the files are."""
-    from rich.console import Console
-
+def run(options: EvalOptions) -> Listing[TaskResult]:
+    """Evaluate and say where the files are; the results are shown as a table."""
     results = evaluate(open_lm(options.run, options.device, options.precision), options)
-    Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(table(results))
     say(f"written to {options.out or folder_of(options.run)}")
-    return results
+    return Listing(results, lambda: table(results))

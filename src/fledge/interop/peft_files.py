@@ -258,7 +258,7 @@ def _entries(folder: Path) -> dict[str, Entry]:
 
 
 def read_tensors(folder: Path, c: ModelConfig, config: AdapterConfig) -> dict[str, Tensor]:
-    """Our tensors of a peft folder, float32. Raises ValueError naming what is missing, left over, misshapen or not finite."""
+    """Our tensors of a peft folder, float32. Raises ValueError naming what is missing, left over or not finite."""
     entries = _entries(folder)
     reader, names = TensorReader(entries), _names(c, config)
     found = {own: reader.read(theirs, shape).reshape(ours) for own, (theirs, shape, ours) in names.items()}
