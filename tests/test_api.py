@@ -1,12 +1,12 @@
 """The command in Python: every verb, the same options and checks, light to import, rows in memory, the stub."""
 
-import _thread
 import asyncio
 import importlib
 import inspect
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -305,7 +305,7 @@ def test_the_page_is_served_where_an_event_loop_runs_as_in_a_notebook(runs: Path
                 answered.append(page.recv(12))
                 break
             time.sleep(0.1)
-        _thread.interrupt_main()
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)  # as Ctrl-C: ends a wait, too
 
     async def cell() -> None:
         threading.Thread(target=visit).start()

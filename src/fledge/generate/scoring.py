@@ -32,8 +32,8 @@ _PACKED_TOKENS = 512  # longest row of a context with its branches, unless the c
 class OneDNNProducts(TorchFunctionMode):
     """functional.linear of float32 tensors on the CPU by oneDNN, without gradients.
 
-    torch itself takes MKL, which keeps to 256-bit instructions on processors of AMD: 118 GFLOP/s of a Zen 5 core against
-    250 (512 rows, 512 to 2816 wide).
+    torch itself takes MKL, whose kernel for processors of AMD reaches 118 GFLOP/s of a Zen 5 core, oneDNN 250 (512 rows,
+    512 to 2816 wide).
     """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
