@@ -18,9 +18,11 @@ setup: $(VENV)/.ready
 journey: $(VENV)/.ready
 	$(BIN)/fledge journey --out runs/journey
 
+# files of tests run side by side; WORKERS=0 runs them one after another
+WORKERS ?= 2
 test: $(VENV)/.ready
 	$(BIN)/ruff check src tests benchmarks docs
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check src tests benchmarks docs
