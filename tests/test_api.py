@@ -311,9 +311,12 @@ def test_the_page_is_served_where_an_event_loop_runs_as_in_a_notebook(runs: Path
         threading.Thread(target=visit).start()
         api.chat(runs / "sft", port=port, open=False)
 
-    loop = asyncio.new_event_loop()
-    loop.run_until_complete(cell())
-    loop.close()
+    loop, before = asyncio.new_event_loop(), signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:  # a worker of the test runner would ignore it
+        loop.run_until_complete(cell())
+    finally:
+        signal.signal(signal.SIGINT, before)
+        loop.close()
     assert (
         answered and answered[0].startswith(b"HTTP/1.1") and "closed; every vote is stored" in capsys.readouterr().err
     )
