@@ -142,7 +142,7 @@ def folder_of(run: Path | str) -> Path:
 def evaluate(lm: FledgeLM, options: EvalOptions) -> list[TaskResult]:
     """Run the tasks on an open model and write their results. Raises ValueError for tasks that cannot be used."""
     import datasets
-    import lm_eval
+    from lm_eval import evaluator
     from lm_eval.tasks import TaskManager
 
     from fledge.interop.offline_tasks import build, usages
@@ -163,13 +163,15 @@ def evaluate(lm: FledgeLM, options: EvalOptions) -> list[TaskResult]:
                 f"no task {name!r}: lm-eval has none of that name, and those that need no network are\n{usages()}"
             )
     say(f"{lm.opened.path}: {', '.join(names)}; questions {'in the chat template' if chat else 'as plain text'}")
+    # the harness asks git for the commit of the folder it is in; where that is no repository, git would complain to the user
+    evaluator.get_git_commit_hash = lambda: None
     results = []
     for through_chat in (False, True):
         asked = [task.task for task in built.values() if task is not None and (task.chat and chat) is through_chat]
         asked += foreign if chat is through_chat else []
         if not asked:
             continue
-        found = lm_eval.simple_evaluate(
+        found = evaluator.simple_evaluate(
             lm, tasks=asked, num_fewshot=options.shots, limit=options.limit, task_manager=manager, bootstrap_iters=1000,
             apply_chat_template=through_chat, fewshot_as_multiturn=through_chat, fewshot_random_seed=options.seed,
         )  # fmt: skip
