@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup journey test lint gpu-check bench clean
+.PHONY: setup journey test lint docs guide gpu-check bench clean
 
 # torch comes first and by itself: its exact version decides which build pip finds (a CPU build where one is offered)
 $(VENV)/.ready: pyproject.toml constraints.txt
@@ -18,13 +18,25 @@ setup: $(VENV)/.ready
 journey: $(VENV)/.ready
 	$(BIN)/fledge journey --out runs/journey
 
+# files of tests run side by side; WORKERS=0 runs them one after another
+WORKERS ?= 2
 test: $(VENV)/.ready
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/python -m pytest
+	$(BIN)/ruff check src tests benchmarks docs
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 lint: $(VENV)/.ready
-	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks docs
 	$(BIN)/ruff format --check src tests benchmarks
+
+# the site, in build/docs; its search needs a server, the rest does not
+docs: $(VENV)/.ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "build/docs/index.html; with search: $(BIN)/python -m http.server -d build/docs"
+
+# runs the notebook anew, and writes the stub that lets editors complete fledge.api
+guide: $(VENV)/.ready
+	$(BIN)/python docs/execute_guide.py
+	$(BIN)/python -m fledge.api_stub
 
 bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/train.py

@@ -54,6 +54,7 @@ TABLE = {
     "passk": Verb("probe.passk_command", "PasskOptions", "run", ("run",), "pass@k: how often one of k sampled answers is right"),
     "power": Verb("probe.power_command", "PowerOptions", "run", ("run",), "whole answers from p^alpha: power sampling of a model without training"),
     "resume": Verb("resume", "ResumeOptions", "resume", ("run",), "continue whatever was interrupted"),
+    "follow": Verb("stages.trackers", "FollowOptions", "follow", ("run",), "send a run's metrics to TensorBoard, trackio or wandb"),
     "runs": Verb("stages.history", "RunsOptions", "runs", ("folder",), "all runs in a folder, with where they stand"),
     "eval": Verb("interop.eval_command", "EvalOptions", "run", ("run",), "score a model on tasks of lm-evaluation-harness, files or its world"),
     "compare": Verb("probe.compare", "CompareOptions", "run", ("a", "b"), "two models on the same tasks: paired differences with intervals"),
@@ -67,6 +68,12 @@ TABLE = {
 
 # What a folder may hold besides the verbs' own runs, for `fledge resume`.
 PARTS = {"lab-run": Verb("labs.running", "LabRun", "run", (), "one lab of several")}
+
+# Verbs that train: they take --track, which is no field of a recipe, for who watches a run changes nothing in it.
+TRAINING = {
+    "journey", "improve", "pretrain", "sft", "reward", "dpo", "kto", "reinforce", "resume", "overoptimise", "methods",
+    "mixtures", "filters", "rephrasing", "adapters", "loop", "lab",
+}  # fmt: skip
 
 # Another name of a field on the command line, for verbs that have the field and no field of the alias's own name.
 ALIASES = {"from": "parent", "votes": "pairs"}
@@ -92,6 +99,8 @@ def verb_usage(name: str, verb: Verb, kind: type) -> str:
     rows = describe(kind)
     names = {field: alias for alias, field in _aliases({flag[2:] for flag, _, _ in rows}).items()}
     rows = [(f, value, f"{doc} Or --{names[f[2:]]}." if f[2:] in names else doc) for f, value, doc in rows]
+    if name in TRAINING:
+        rows.append(("--track", "none", "Trackers beside the run, with commas: tensorboard, trackio, wandb; or off."))
     width = max(len(flag) for flag, _, _ in rows)
     lines = [f"usage: fledge {name} {named} [options]".replace("  ", " "), "", (kind.__doc__ or "").split("\n")[0], ""]
     lines += [f"  {flag:<{width}}  {doc} [{default}]" for flag, default, doc in rows]
@@ -103,7 +112,7 @@ def _aliases(fields: set[str]) -> dict[str, str]:
     return {alias: field for alias, field in ALIASES.items() if field in fields and alias not in fields}
 
 
-def _renamed(kind: type, given: dict) -> dict:
+def renamed(kind: type, given: dict) -> dict:
     """`given` with aliases under the names of their fields."""
     from msgspec.structs import fields
 
@@ -128,7 +137,7 @@ def parse(verb: Verb, kind: type, arguments: list[str]):
     if several and len(words) > len(verb.positional):
         given[verb.positional[-1]] = words[len(verb.positional) - 1 :]
     recipe = given.pop("recipe", None)
-    return load_recipe(kind, recipe, merge(given, _renamed(kind, parse_overrides(arguments))))
+    return load_recipe(kind, recipe, merge(given, renamed(kind, parse_overrides(arguments))))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -156,7 +165,22 @@ def main(arguments: list[str] | None = None) -> int:
     if "--help" in arguments or "-h" in arguments:
         print(verb_usage(name, verb, kind))
         return 0
-    return _guarded(lambda: getattr(module, verb.function)(parse(verb, kind, arguments)))
+    return _guarded(lambda: _shown(getattr(module, verb.function)(parse(verb, kind, _untracked(name, arguments)))))
+
+
+def _untracked(name: str, arguments: list[str]) -> list[str]:
+    """The arguments without --track, which is taken note of. Raises ValueError for an unknown tracker."""
+    if name not in TRAINING or not any(word.partition("=")[0] == "--track" for word in arguments):
+        return arguments
+    from fledge.stages.tracking import take_setting
+
+    return take_setting(arguments)
+
+
+def _shown(result) -> None:
+    from fledge.core.shown import print_result
+
+    print_result(result)
 
 
 def _resumed_with(run: Path) -> Path:

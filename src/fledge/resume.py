@@ -2,6 +2,7 @@
 
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from fledge.cli import PARTS, TABLE
 from fledge.core.config import Settings, build
@@ -17,8 +18,8 @@ class ResumeOptions(Settings, frozen=True, kw_only=True):
     "The run's folder."
 
 
-def resume(options: ResumeOptions) -> None:
-    """Say what is there, then run the stored recipe again."""
+def resume(options: ResumeOptions) -> Any:
+    """Say what is there, then run the stored recipe again; gives what its verb gives."""
     run = Path(options.run)
     if not (run / "recipe.json").exists():
         raise ValueError(f"{run} holds no run (no recipe.json): `fledge runs {run.parent}` lists what there is")
@@ -45,4 +46,4 @@ def resume(options: ResumeOptions) -> None:
         recipe = build(getattr(module, verb.options), stored["recipe"])
     except ValueError as error:
         raise ValueError(f"{run / 'recipe.json'}: {error}") from None
-    getattr(module, verb.function)(recipe)
+    return getattr(module, verb.function)(recipe)

@@ -2,13 +2,16 @@
 
 import random
 
+import numpy as np
 import pytest
 import torch
 
+from fledge.core import native
 from fledge.core.adapters import AdapterConfig
 from fledge.core.adapting import attach
-from fledge.generate import scoring
-from fledge.generate.scoring import Asked, score
+from fledge.generate import native_scoring, scoring
+from fledge.generate.native_decoder import NativeDecoder
+from fledge.generate.scoring import Asked, OneDNNProducts, score
 
 
 def alone(model, request: Asked) -> tuple[float, bool]:
@@ -45,8 +48,16 @@ def requests(seed: int = 0) -> list[Asked]:
     return found
 
 
+@pytest.fixture
+def native_path() -> None:
+    """For tests of the compiled loop itself."""
+    if native.library("decode") is None:
+        pytest.skip("no C++ compiler here: only torch operations score")
+
+
 SHAPES = {
     "plain": {},
+    "qkv biases and norms": {"bias": True, "qk_norm": True, "kv_heads": 1},
     "window": {"window": 8},
     "norms after, a layer without positions": {"norms": "post", "no_rope_layers": (1,), "tied": True},
     "window in one layer, rotary of its own": {"window": 6, "window_layers": (0,), "local_rope_base": 100.0},
@@ -76,12 +87,72 @@ def test_greedy_continuations_are_told(make_model):
     assert [s.greedy for s in score(model, [Asked(context, o) for o in options])] == [True, True, False, False]
 
 
-def test_a_shared_context_is_read_once(make_model, monkeypatch):
+def test_torch_operations_beside_compiled_kernels(make_model):
+    model, asked = make_model(0, spread=0.2), requests()
+    for (logp, greedy), (wanted, likeliest) in zip(score(model, asked, native=False), score(model, asked), strict=True):
+        assert logp == pytest.approx(wanted, abs=1e-4)
+        assert greedy == likeliest
+
+
+@pytest.fixture
+def rows_read(monkeypatch, native_path) -> list[np.ndarray]:
+    """What the compiled loop reads: rows [R,4] of each call."""
+    read, whole = [], NativeDecoder.score
+    monkeypatch.setattr(NativeDecoder, "score", lambda self, rows, *rest: read.append(rows) or whole(self, rows, *rest))
+    return read
+
+
+def test_a_common_beginning_is_read_once(make_model, rows_read):
+    model, examples, question = make_model(0, spread=0.2), list(range(20)), [50, 51, 52]
+    asked = [Asked([*examples, *question], [n, n + 1]) for n in range(5)]
+    asked += [Asked([*examples, 60 + n], [7]) for n in range(4)] + [Asked(examples, [1, 2, 3])]
+    found = score(model, asked)
+    assert sum(map(len, rows_read)) == 20 + (3 + 5) + 4 + 2
+    for request, (logp, _) in zip(asked, found, strict=True):
+        assert logp == pytest.approx(alone(model, request)[0], abs=1e-4)
+
+
+def test_neither_threads_nor_calls_nor_other_requests_change_a_byte(make_model, monkeypatch, rows_read):
+    model, asked = make_model(0, spread=0.2), requests()
+    whole = score(model, asked)
+    assert [score(model, [request])[0] for request in asked] == whole
+    monkeypatch.setattr(native_scoring, "_CALL_ROWS", 50)
+    monkeypatch.setattr(native_scoring, "_PIECE_ROWS", 10)
+    rows_read.clear()
+    torch.set_num_threads(3)
+    assert score(model, asked) == whole
+    assert len(rows_read) > 2 and {int(slot) for rows in rows_read for slot in rows[:, 0]} == {0, 1, 2}
+
+
+def test_bfloat16_is_near(make_model, native_path):
+    model, asked = make_model(0, spread=0.2), requests()
+    exact = [logp for logp, _ in score(model, asked)]
+    model.compute_dtype = torch.bfloat16
+    for compiled in (None, False):
+        found = [logp for logp, _ in score(model, asked, native=compiled)]
+        assert found != exact and found == pytest.approx(exact, rel=0.02, abs=0.1)
+
+
+def test_products_of_the_other_library():
+    generator = torch.Generator().manual_seed(0)
+    x, weight, bias = (torch.randn(size, generator=generator) for size in ((2, 9, 24), (40, 24), (40,)))
+    cases = [(x, weight), (x, weight, bias), (x.transpose(0, 1), weight, None), (x.bfloat16(), weight.bfloat16())]
+    with torch.inference_mode():
+        wanted = [torch.nn.functional.linear(*case) for case in cases]
+        with OneDNNProducts():
+            found = [torch.nn.functional.linear(*case) for case in cases]
+    for a, b in zip(found, wanted, strict=True):
+        assert a.dtype == b.dtype
+        torch.testing.assert_close(a, b)
+
+
+def test_a_shared_context_is_read_once_by_torch_operations(make_model, monkeypatch):
     model, read = make_model(0, spread=0.2), []
     embed = model.embed
     monkeypatch.setattr(model, "embed", lambda tokens, dtype: read.append(tokens.numel()) or embed(tokens, dtype))
     context = list(range(40))
-    score(model, [Asked(context, [i, i + 1]) for i in range(10)] + [Asked(context, [3, i]) for i in range(10)])
+    asked = [Asked(context, [i, i + 1]) for i in range(10)] + [Asked(context, [3, i]) for i in range(10)]
+    score(model, asked, native=False)
     assert sum(read) == 40 + 10  # ten different first tokens, whatever is predicted after them
 
 
@@ -89,12 +160,12 @@ def test_long_lists_of_options_are_cut_into_rows(make_model, monkeypatch):
     monkeypatch.setattr(scoring, "_PACKED_TOKENS", 24)
     model = make_model(0, spread=0.2)
     asked = [Asked([1, 2, 3], [i, 2 * i, 5, i]) for i in range(40)]
-    for request, (logp, _) in zip(asked, score(model, asked), strict=True):
+    for request, (logp, _) in zip(asked, score(model, asked, native=False), strict=True):
         assert logp == pytest.approx(alone(model, request)[0], abs=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["prefix", "lora"])
-def test_behind_an_adapter(make_model, kind):
+def test_behind_an_adapter(make_model, path, kind):
     model = attach(make_model(0, spread=0.2), AdapterConfig(kind=kind))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -111,6 +182,8 @@ def test_what_cannot_be_scored(make_model):
     assert score(model, []) == [] and score(model, [Asked([1], [])]) == [(0.0, True)]
     with pytest.raises(ValueError, match="request 1 has no context"):
         score(model, [Asked([1], [2]), Asked([], [2])])
+    with pytest.raises(ValueError, match="request 0 has token 2 or 300: the vocabulary is 0 to 299"):
+        score(model, [Asked([1], [2, 300])])
     with pytest.raises(ValueError, match="continuation of 65 tokens, the model's context is 64"):
         score(model, [Asked([1], [2] * 65)])
     with pytest.raises(ValueError, match="causal = False"):

@@ -28,7 +28,7 @@ SUMS = [(f"{a}+{b}=", str(a + b)) for a in range(1, 5) for b in range(1, 4)]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Holds the data files and the run `qwen`, imported from a Qwen3 of two layers in bfloat16."""
-    from conftest import SENTENCES
+    from sentences import SENTENCES
 
     folder = tmp_path_factory.mktemp("stages")
     rows = {
@@ -96,7 +96,7 @@ def test_sft_then_dpo_then_grpo_then_out(folder: Path):
 
 @pytest.fixture(scope="module")
 def text(folder: Path) -> str:
-    from conftest import SENTENCES
+    from sentences import SENTENCES
 
     (folder / "text.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in SENTENCES * 20))
     return str(folder / "text.jsonl")
@@ -112,7 +112,7 @@ def test_pretraining_goes_on_and_leaves(folder: Path, text: str):
 
 def test_an_encoder_learns_from_hidden_tokens_only(folder: Path, text: str):
     """BERT sees the next token, so stages that predict it refuse BERT; with hidden tokens it learns, and leaves."""
-    from conftest import SENTENCES
+    from sentences import SENTENCES
 
     theirs = make_model("bert")
     save(folder / "bert-model", theirs, SENTENCES * 3)

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import stat
 import struct
 from pathlib import Path
 
@@ -222,3 +223,13 @@ def test_one_file_is_written_below_the_limit(tmp_path: Path):
 
 def test_strict_object_takes_a_byte_order_mark():
     assert strict_object(b'\xef\xbb\xbf{"a": 1}', "x") == {"a": 1}
+
+
+def test_others_may_read_what_is_written_as_the_umask_says(tmp_path):
+    before = os.umask(0o027)
+    try:
+        write_tensors(tmp_path, {"a": 8}, lambda name: torch.ones(2))
+    finally:
+        os.umask(before)
+    (file,) = tmp_path.iterdir()
+    assert stat.S_IMODE(file.stat().st_mode) == 0o640 and "a" in read_header(file)

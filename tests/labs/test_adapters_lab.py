@@ -11,8 +11,8 @@ from fledge.core.config import build
 from fledge.labs import adapters
 from fledge.labs.adapters import ARMS, AdaptersOptions, summary
 
-SMALL = {"arms": ["full", "lora", "bitfit", "prefix"], "quick": True, "size": "tiny", "tokens": 8192, "epochs": 0.1,
-         "rank": 2, "targets": ["q", "v"], "virtual_tokens": 2, "seeds": 1}  # fmt: skip
+SMALL = {"arms": ["full", "lora", "bitfit", "prefix"], "quick": True, "size": "tiny", "tokens": 8192, "chats": 40, "epochs": 1.0,
+         "rank": 2, "targets": ["q", "v"], "virtual_tokens": 2, "draws": 2, "all_chats": False, "lr_spread": [0.5], "seeds": 1}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +42,15 @@ def test_the_result_holds_what_the_runs_found(whole):
     # 3 layers of width 64: q and v by rank 2, and 4 control tokens
     assert arms["lora"]["trained"] == 3 * 2 * 2 * (64 + 64) + 4 * 64
     assert arms["prefix"]["trained"] == 3 * 2 * 2 * 64 + 4 * 64
+    assert (out / "seed-0" / "chats.jsonl").read_text("utf-8").count("\n") == 40
+    first, second = (set((out / "seed-0" / f"{n}.jsonl").read_text("utf-8").splitlines()) for n in ("chats", "chats-1"))
+    assert len(second - first) >= 35  # other conversations, some of which say the same
+    assert [len(found) for found in seed["draws"].values()] == [2, 2] and seed["draws"]["lora"][0] == seed["arms"][
+        "lora"
+    ]
+    random = load_checkpoint(out / "seed-0" / "lora-random")
+    assert load_checkpoint(out / "seed-0" / "random").id == random.card["parent"]["id"] != base.id
+    assert seed["random"]["facts"] <= 0.1
     assert arms["lora"]["merge_gap"] <= 1e-5 and "merge_gap" not in arms["prefix"]
 
 
@@ -52,7 +61,7 @@ def test_a_second_call_trains_nothing_and_the_page_says_the_verdict(whole):
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*.safetensors")} == written
     page = (out / "report.html").read_text("utf-8")
     assert total["verdict"] in page and "BitFit" in page and "Hu et al. 2021" in page and "<script" not in page
-    assert page.count("<svg") == 2
+    assert page.count("<svg") == 2 and "on random weights answers" in page
 
 
 def test_a_page_of_half_a_result_leaves_no_gap(tmp_path):
@@ -67,7 +76,8 @@ def _result(
     common = {"answered": 1.0, "bits_per_byte": 1.0, "parameters": 1000, "seconds": 9.0, "file_bytes": 4000}
     lora = {**common, "facts": facts, "trained": trained, "forgotten": forgotten, "merge_gap": gap}
     everything = {**common, "facts": full, "trained": 1000, "forgotten": 0.2}
-    return {"seed": 0, "base": {"facts": 0.1}, "arms": {"full": everything, "lora": lora}}
+    arms = {"full": everything, "lora": lora}
+    return {"seed": 0, "base": {"facts": 0.1}, "arms": arms, "draws": {name: [arm] for name, arm in arms.items()}}
 
 
 @pytest.mark.parametrize(
@@ -85,6 +95,21 @@ def test_the_verdict_follows_from_the_checks(result, missed):
     found = summary([result])
     assert sum(not ok for ok in found["checks"].values()) == missed
     assert found["verdict"] == {0: "REPRODUCED", 5: "NOT REPRODUCED"}.get(missed, "PARTLY")
+
+
+def test_the_interval_is_students_over_seeds():
+    results = [_result(facts=0.78), _result(facts=0.80), _result(facts=0.76)]
+    less = summary(results)["lora_less_full"]["facts"]
+    assert less["mean"] == pytest.approx(-0.02)
+    half = 2.920 * 0.02 / 3**0.5  # deviation of three seeds 0.02, two degrees of freedom
+    assert (less["low"], less["high"]) == (pytest.approx(-0.02 - half), pytest.approx(-0.02 + half))
+    assert summary(results[:1])["lora_less_full"]["facts"]["low"] is None
+
+
+def test_a_control_that_answers_fails_the_claim():
+    results = [_result() | {"random": {"facts": facts}} for facts in (0.0, 0.3)]
+    assert sum(not ok for ok in summary(results)["checks"].values()) == 1
+    assert all(summary(results[:1])["checks"].values())
 
 
 def test_settings_that_cannot_be_used_are_told_together():

@@ -9,6 +9,7 @@ import pytest
 
 from fledge.core.checkpoint import save_checkpoint
 from fledge.core.config import build
+from fledge.core.shown import print_result
 from fledge.interop.eval_command import TaskResult
 from fledge.probe.compare import CompareOptions, compare, difference, read_results, run
 
@@ -90,6 +91,7 @@ def test_the_command_evaluates_both_and_compares_again_from_the_files(runs, tmp_
         ("cloze:world:quick", "acc", 25), ("cloze:world:quick", "exact_match", 25)
     }  # fmt: skip
     assert json.loads(out.read_text())["differences"] == msgspec.to_builtins(first)
+    print_result(first)
     assert "b - a" in capsys.readouterr().out
     assert sorted(run(build(CompareOptions, given)), key=str) == sorted(first, key=str)
 

@@ -4,9 +4,11 @@ import os
 import signal
 from pathlib import Path
 
+import httpx
 import msgspec
 import pytest
 import torch
+import transformers
 from sums import LOOP, asked, write_rows
 
 from fledge.cli import TABLE, parse
@@ -15,11 +17,20 @@ from fledge.core.checkpoint import list_checkpoints, load_checkpoint
 from fledge.core.config import build
 from fledge.core.log import read_jsonl
 from fledge.core.train import Interrupted
+from fledge.feedback.collecting import collect
+from fledge.feedback.raters import UNIT
+from fledge.feedback.simulated import Simulated
+from fledge.feedback.store import Store, store_url
 from fledge.generate.chat import answer, chat_engine
 from fledge.generate.sampling import Sampling
+from fledge.interop.merge_command import MergeOptions, merge
+from fledge.interop.verbs import ExportOptions, give
 from fledge.resume import ResumeOptions, resume
-from fledge.stages import prefer, reinforce, sft
+from fledge.serve.command import ChatOptions, serving_in_thread
+from fledge.stages import improve, prefer, reinforce, sft
 from fledge.stages.common import open_model
+from fledge.stages.improve import ImproveRecipe
+from fledge.tasks.catalog import open_task
 from fledge.text.formats import Message
 
 KINDS = ("lora", "dora", "ia3", "houlsby", "bitfit", "prefix", "prompt")
@@ -173,6 +184,79 @@ def test_an_adapter_that_cannot_be_merged_is_trained_on(tmp_path, parent, files,
     assert rows[0]["loss"] == pytest.approx(0.6931, abs=1e-3)  # the reference is the adapter as it began
     opened = open_model(second)
     assert (logits(opened.model) - logits(open_model(first).model)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("method", ["ppo", "grpo"])
+def test_clipped_methods_take_several_steps_per_rollout_beside_the_frozen_weights(tmp_path, parent, files, method):
+    over = {"method": method, "epochs": 2, "clip": [0.2, 0.2], "kl": "reward"}
+    path = go("reinforce", tmp_path / method, parent, files, **over)
+    names = load_checkpoint(path).model_tensors().keys()
+    assert ("value_head" in names) == (method == "ppo") and "layers.0.qkv" not in names
+    rows = read_jsonl(tmp_path / method / "metrics.jsonl")
+    assert abs(rows[0]["kl"]) < 1e-4 and rows[-1]["kl"] != 0
+
+
+def improved(run: Path, **over):
+    """One round of `fledge improve` on votes of somebody who has a taste in answers."""
+    gold = type("Taste", (), {"score": staticmethod(lambda example, answer: sum(map(ord, answer)) % 17 / 17)})()
+    with Store.open(store_url(run)) as store:
+        examples, rater = open_task("arithmetic:1").examples("train")[:30], Simulated(gold, 0.0, scales=UNIT)
+        collect(store, open_model(run), rater, examples, ("pair", "thumb"), 60, 1, Sampling(max_tokens=4))
+    learning = {"reward": {"epochs": 1.0, "batch_tokens": 512}, "batch_tokens": 512, "questions": 20, "answers": 1}
+    return improve.run(build(ImproveRecipe, {"run": str(run), "min_rows": 5, **learning, **over}), quiet=True)
+
+
+def test_a_round_of_improvement_trains_adapters_in_every_stage_and_the_judge(tmp_path, parent, files):
+    lora, houlsby = tmp_path / "lora", tmp_path / "houlsby"
+    go("sft", lora, parent, files)
+    result = improved(lora, adapter="lora")
+    assert result["old"]["id"] == load_checkpoint(lora).id
+    for name in ("dpo", "kto", "judge-1"):
+        assert load_checkpoint(lora / "rounds" / "001" / name).card["adapter"]["config"]["kind"] == "lora", name
+    go("sft", houlsby, parent, files, adapter="houlsby")
+    with pytest.raises(ValueError, match="train it further with --adapter houlsby"):
+        improved(houlsby)
+    assert not list((houlsby / "rounds").glob("*/*"))
+    improved(houlsby, adapter="houlsby")
+    first, last = (load_checkpoint(p).card["adapter"] for p in (houlsby, houlsby / "rounds" / "001" / "kto"))
+    assert first["base"] == last["base"]
+
+
+@pytest.mark.parametrize("kind", ["lora", "prompt"])
+def test_an_adapters_run_is_chatted_with(tmp_path, parent, files, kind):
+    path = go("sft", tmp_path / "run", parent, files, adapter=kind)
+    options = ChatOptions(run=str(tmp_path / "run"), port=0, token="a" * 32, open=False)
+    with serving_in_thread(options) as (url, _):
+        headers = {"Authorization": "Bearer " + "a" * 32}
+        asked_of = {
+            "model": "run",
+            "max_tokens": 4,
+            "temperature": 0,
+            "messages": [{"role": "user", "content": "1+1="}],
+        }
+        with httpx.Client(base_url=url, headers=headers) as client:
+            told = client.post("/v1/chat/completions", json=asked_of)
+            assert told.status_code == 200, told.text
+    opened = open_model(path)
+    (alone,) = answer(
+        chat_engine(opened.model, opened.tokenizer), opened.tokenizer, [[Message("user", "1+1=")]],
+        Sampling(temperature=0.0, max_tokens=4),
+    )  # fmt: skip
+    assert told.json()["choices"][0]["message"]["content"] == alone.text
+
+
+def test_exports_of_an_adapter_say_what_to_do_and_its_merge_is_exported(tmp_path, parent, files):
+    go("sft", tmp_path / "run", parent, files)
+    with pytest.raises(ValueError, match="holds an adapter, not a whole model: `fledge merge` it"):
+        give(ExportOptions(run=str(tmp_path / "run"), to="hf", out=str(tmp_path / "hf")))
+    merge(MergeOptions(run=str(tmp_path / "run"), out=str(tmp_path / "merged")))
+    give(ExportOptions(run=str(tmp_path / "merged"), to="hf", out=str(tmp_path / "hf")))
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32)
+    tokens = torch.arange(4, 24)[None]
+    with torch.no_grad():
+        found = theirs(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits
+    expected = logits(open_model(tmp_path / "run", precision="float32").model)
+    assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
 
 
 def test_rows_of_new_tokens_are_trained_alone(tmp_path, parent, files):

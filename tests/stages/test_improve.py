@@ -10,6 +10,7 @@ from sums import LOOP, asked, write_rows
 
 from fledge.core.checkpoint import read_serving, resolve, sha256, write_serving
 from fledge.core.config import build
+from fledge.core.shown import print_result
 from fledge.feedback.collecting import collect
 from fledge.feedback.raters import UNIT, RewardRater
 from fledge.feedback.records import NewVote
@@ -178,7 +179,7 @@ def test_the_family_tree_shows_model_from_export_from_votes(round_one, capsys):
     (export,) = models["dpo"].exports
     data = run / "rounds" / "001" / "data"
     assert export.id == sha256((data / "dpo.jsonl").read_bytes()) and export.rows == len(rows_of(data / "dpo.jsonl"))
-    lineage(LineageOptions(run=str(run)))
+    print_result(lineage(LineageOptions(run=str(run))))
     printed = capsys.readouterr().out
     assert f"{export.rows} rows for dpo ({export.id[:12]})" in printed and "of the votes 1 to 240" in printed
 

@@ -60,7 +60,7 @@ def test_what_cannot_work_is_told_before_anything_is_written(parent, tmp_path, c
 
 def test_prompts_that_are_missing_empty_or_without_a_reward_are_refused(parent, tmp_path, capsys):
     out, good = tmp_path / "run", asked(tmp_path / "p.jsonl")
-    empty = write_rows(tmp_path / "empty.jsonl", [{"question": "x"}])
+    empty = write_rows(tmp_path / "empty.jsonl", [{"title": "x"}])
     for file, more, says in (
         (str(tmp_path / "no.jsonl"), ["--reward", "exact"], "no.jsonl"),
         (empty, ["--reward", "exact"], "0 usable prompts"),

@@ -9,6 +9,7 @@ from sums import LOOP, write_rows
 from fledge.core.checkpoint import load_checkpoint
 from fledge.core.config import build
 from fledge.core.log import read_jsonl
+from fledge.core.shown import print_result
 from fledge.stages import sft
 from fledge.stages.common import open_model
 from fledge.stages.show import ShowOptions
@@ -67,10 +68,10 @@ def test_tokens_of_another_tokenizer_are_refused_before_training(tmp_path: Path,
 
 def test_they_are_shown(tmp_path: Path, parent: str, capsys):
     path = Path(write_rows(tmp_path / "rows.jsonl", [CHAT, SEGMENTS]))
-    show(ShowOptions(chats=str(path)))
+    print_result(show(ShowOptions(chats=str(path))))
     assert "rows.jsonl:2: 2 of 7 tokens trained" in capsys.readouterr().out
     path.write_text(json.dumps(tokens_of(parent)))
     with pytest.raises(ValueError, match=r"rows\.jsonl:1 holds tokens: say with --model"):
         show(ShowOptions(chats=str(path)))
-    show(ShowOptions(chats=str(path), model=parent))
+    print_result(show(ShowOptions(chats=str(path), model=parent)))
     assert "6 of 7 tokens trained" in capsys.readouterr().out

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fledge.core.objectives import weighted_nll
+from fledge.core.shown import print_result
 from fledge.stages.show import ShowOptions, run, token_view
 from fledge.text.formats import Chat, Message, read_chats
 from fledge.text.sources import ChatSource, Sequences
@@ -75,7 +76,7 @@ def test_off_a_terminal_trained_tokens_carry_brackets(chats, tmp_path, capsys, m
     path = tmp_path / "chats.jsonl"
     rows = [{"messages": [{"role": m.role, "content": m.content} for m in c.messages]} for c in chats]
     path.write_text("\n".join(json.dumps(r, ensure_ascii=False) for r in rows), "utf-8")
-    run(ShowOptions(chats=str(path), first=3))
+    print_result(run(ShowOptions(chats=str(path), first=3)))
     printed = capsys.readouterr().out
 
     read = list(read_chats([str(path)]))[:3]

@@ -53,7 +53,7 @@ class AdapterConfig(Settings, frozen=True, kw_only=True):
     virtual_tokens: int = 16
     "Learned positions in front of the text, for prefix and prompt."
     new_tokens: list[int] | None = None
-    "Ids of tokens whose embeddings are trained besides; none: control tokens that the parent has never seen; [] is no token."
+    "Tokens whose embeddings are trained besides; none: control tokens that the parent has never seen; []: no token."
     base_bits: int | None = None
     "8: hold the frozen weights in 8 bits while training (needs torchao); none: as they are."
 
@@ -135,7 +135,10 @@ def _small(shape: tuple[int, ...], inputs: int, generator: torch.Generator) -> n
 
 
 class LowRank(nn.Module):
-    """LoRA, y = W x + s B A x (Hu et al. 2021, eq. 3); DoRA scales the rows of W + s B A to learned lengths (Liu et al. 2024, eq. 5)."""
+    """LoRA, y = W x + s B A x (Hu et al. 2021, eq. 3).
+
+    DoRA scales the rows of W + s B A to learned lengths (Liu et al. 2024, eq. 5).
+    """
 
     def __init__(self, product: Product, weight: Tensor, config: AdapterConfig, generator: torch.Generator):
         super().__init__()
@@ -264,7 +267,7 @@ class Bottleneck(nn.Module):
 
 
 class Prefix(nn.Module):
-    """Learned keys and values of a layer that every position sees (Li and Liang 2021, section 4.2); keys are not rotated."""
+    """Keys and values of a layer that every position sees (Li and Liang 2021, section 4.2); keys are not rotated."""
 
     def __init__(self, keys: Tensor, values: Tensor):
         """keys, values [K,n,E] to begin with."""
@@ -284,7 +287,7 @@ class Adapter(nn.Module):
     """All that is trained beside a frozen model, as `model.adapter`."""
 
     def __init__(self, model: Transformer, config: AdapterConfig, seed: int):
-        """Starts as no change at all; prefix and prompt start as the text of n random tokens (Lester et al. 2021, section 3)."""
+        """Starts as no change; prefix and prompt start as the text of n random tokens (Lester et al. 2021, section 3)."""
         super().__init__()
         generator, c = torch.Generator().manual_seed(seed), model.config
         device = model.embedding.device
@@ -360,7 +363,7 @@ class Adapter(nn.Module):
         return {kind: (cos[place], sin[place]) for kind, (cos, sin) in tables.items()}, masks
 
     def lead(self, model: Transformer, x: Tensor, doc: Tensor | None) -> tuple:
-        """Embedded text [B,T,D] as the layers take it: behind a prompt [B,n+T,D], with rotary tables and masks of layout()."""
+        """Embedded text [B,T,D] as the layers take it: behind a prompt [B,n+T,D]; rotary tables and masks of layout()."""
         rotary, masks = self.layout(model, x.shape[1], doc, x.dtype)
         if self.prompt is not None:
             x = torch.cat((self.prompt.to(x.dtype).expand(len(x), -1, -1), x), 1)

@@ -44,7 +44,7 @@ def _put_on(model: Transformer, adapter: Adapter | None) -> None:
 
 
 def detach(model: Transformer) -> Adapter:
-    """Take the adapter off and return it; the model is its base again, and all of it is trained. Unmerges a merged one."""
+    """Take the adapter off, unmerged, and return it; the model is its base again, and all of it is trained."""
     adapter = _adapter_of(model)
     if adapter.originals is not None:
         unmerge(model)
@@ -98,7 +98,7 @@ def merge(model: Transformer) -> None:
 
 
 def _even_out_biases(model: Transformer) -> None:
-    """A config says for all layers, and for gate_up and down together, whether there are biases: zeros where none are."""
+    """A config says for all layers, for gate_up and down together, whether there are biases: zeros where none are."""
     flags = {_BIAS_FLAGS[n] for layer in model.layers for n in _BIAS_FLAGS if getattr(layer, f"{n}_bias") is not None}
     for layer in model.layers:
         for name, flag in _BIAS_FLAGS.items():

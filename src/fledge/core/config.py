@@ -116,7 +116,8 @@ def count_problems(text: int | str | None) -> list[str]:
     return []
 
 
-def _struct_of(kind: Any) -> type[msgspec.Struct] | None:
+def struct_of(kind: Any) -> type[msgspec.Struct] | None:
+    """The Struct of a field that is a section, None of any other field."""
     options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
     return next((o for o in options if isinstance(o, type) and issubclass(o, msgspec.Struct)), None)
 
@@ -133,7 +134,7 @@ def _check(kind: type[msgspec.Struct], data: dict[str, Any], prefix: str, errors
             hint = f"did you mean {prefix}{near[0]}?" if near else f"known keys: {', '.join(known)}"
             errors.append(f"{prefix}{key}: unknown key; {hint}")
             continue
-        inner = _struct_of(known[key].type)
+        inner = struct_of(known[key].type)
         if inner and isinstance(value, str) and "kind" in inner.__struct_fields__:
             value = _section(value)
         if inner and isinstance(value, dict):
@@ -157,7 +158,7 @@ def _broken_rules(kind: type[Settings], data: dict[str, Any]) -> list[str]:
     fields = msgspec.structs.fields(kind)
     if not any(f.required and f.name not in data for f in fields):
         return msgspec.convert(data, kind).problems()
-    sections = [(f.name, inner) for f in fields if isinstance(data.get(f.name), dict) and (inner := _struct_of(f.type))]
+    sections = [(f.name, inner) for f in fields if isinstance(data.get(f.name), dict) and (inner := struct_of(f.type))]
     return [p for name, inner in sections for p in _broken_rules(inner, data[name])]
 
 
@@ -223,15 +224,16 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their names on the command line: {"train": {"lr": 1}} -> {"train.lr": 1}."""
     if not isinstance(value, dict):
         return {prefix: value}
-    return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{prefix}.{key}" if prefix else key).items()}
+    return {k: v for key, inner in value.items() for k, v in flat(inner, f"{prefix}.{key}" if prefix else key).items()}
 
 
 def differences(there: Any, now: Any) -> list[str]:
     """Where two recipes differ, setting by setting, in words; both may be Structs or what JSON made of them."""
-    old, new = (_flat(msgspec.json.decode(msgspec.json.encode(value))) for value in (there, now))
+    old, new = (flat(msgspec.json.decode(msgspec.json.encode(value))) for value in (there, now))
     return [f"{k}: {old.get(k)!r} there, {new.get(k)!r} now" for k in sorted({*old, *new}) if old.get(k) != new.get(k)]
 
 
@@ -290,18 +292,22 @@ def describe(kind: type[msgspec.Struct], prefix: str = "--") -> list[tuple[str, 
     docs = field_docs(kind)
     for field in msgspec.structs.fields(kind):
         default = field.default if field.default is not msgspec.NODEFAULT else None
-        if inner := _struct_of(field.type):
+        if inner := struct_of(field.type):
             shown = {f"{prefix}{field.name}.{k}": v for k, v in msgspec.structs.asdict(default or inner()).items()}
             rows += [
-                (flag, _show(shown.get(flag, old)), doc) for flag, old, doc in describe(inner, f"{prefix}{field.name}.")
+                (flag, shown_value(shown.get(flag, old)), doc)
+                for flag, old, doc in describe(inner, f"{prefix}{field.name}.")
             ]
         else:
-            shown = "required" if field.required else _show(default if field.default is not msgspec.NODEFAULT else [])
+            shown = (
+                "required" if field.required else shown_value(default if field.default is not msgspec.NODEFAULT else [])
+            )
             rows.append((prefix + field.name, shown, docs.get(field.name, "")))
     return rows
 
 
-def _show(value: Any) -> str:
+def shown_value(value: Any) -> str:
+    """A default as one would type it after its flag."""
     return (
         value
         if isinstance(value, str)

@@ -1,6 +1,7 @@
 // Decoding of the Transformer (model.py) on a CPU, the whole loop: embedding, blocks, head, drawing, stop tokens, free slots
 // refilled from the queue of prompts. generate/native_decoder.py calls it; generate/torch_decoder.py is the slow twin.
 #include "decode_live.h"
+#include "decode_score.h"
 
 struct Job {  // answer a belongs to prompt a / samples
   const int64_t *prompts, *starts;  // tokens of all prompts, prompt p at starts[p]..starts[p + 1]
@@ -119,6 +120,9 @@ extern "C" void draw_rows(float *logits, int64_t rows, int64_t vocab, double tem
   extern "C" void pack_##name(const float *w, void *out, int64_t N, int64_t K, int64_t gated) { pack<T>(w, (T::Unit *)out, N, K, gated); } \
   extern "C" void forward_##name(const Model *m, const Store *s, const Row *rows, int64_t n, float *logits, int64_t chunk,   \
                                  int64_t threads) { forward_all<T>(*m, *s, rows, n, logits, chunk, threads); }               \
+  extern "C" void score_##name(const Model *m, const Store *s, const Row *rows, const int64_t *starts, int64_t pieces,       \
+                               const Questions *q, int64_t chunk, int64_t threads) {                                         \
+    score_pieces<T>(*m, *s, rows, starts, pieces, *q, chunk, threads); }                                                    \
   extern "C" void *run_new_##name(const Model *m, const Store *s, const Job *j, int64_t teams) { return new Run<T>(*m, *s, *j, teams); } \
   extern "C" int run_go_##name(void *run, int64_t steps, int64_t threads) { auto r = (Run<T> *)run; return r->go(steps, r->count, threads); } \
   extern "C" void run_free_##name(void *run) { delete (Run<T> *)run; }                                                      \

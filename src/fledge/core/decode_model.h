@@ -107,7 +107,7 @@ static void prepare(const float *from, const float *bias, const float *gain, con
   }
 }
 
-// Keys and values of one row go to the cache, its queries look at every position up to its own.
+// Keys and values of one row go to the cache, its queries look at every position up to its own: [HE] to `mixed`, if not null.
 template <class T>
 static void look(const Model &m, const void *const *parts, const Cache<T> &cache, const Row &row, int64_t layer, int64_t head,
                  const float *qkv, typename T::Unit *mixed, Own<T> &own) {
@@ -126,6 +126,7 @@ static void look(const Model &m, const void *const *parts, const Cache<T> &cache
   prepare<T>(qkv + h * E, biased(h), nullptr, m, nullptr, nullptr, 1.0f, work);
   auto pair = values + at / T::PER * width;
   for (int64_t i = 0; i < E; i++) T::set(pair + i, at % T::PER, work[i]);
+  if (!mixed) return;
   float *out = own.out.data();
   for (int64_t g = 0; g < group; g++) {
     h = head * group + g;
@@ -151,8 +152,10 @@ template <class T> static void norm_rows(const float *x, int64_t wide, const flo
   }
 }
 
+// One layer over the rows in w.x. The last one only leaves keys and values of rows nobody wants: the others move up.
+// Returns how many rows there are now.
 template <class T>
-static void block(const Model &m, int64_t layer, const Cache<T> &cache, const Row *rows, int64_t count, Work<T> &w, Own<T> &own,
+static int64_t block(const Model &m, int64_t layer, const Cache<T> &cache, const Row *rows, int64_t count, Work<T> &w, Own<T> &own,
                   const Member &me) {
   typedef const typename T::Unit *Packed;
   const void *const *parts = m.parts + layer * PARTS;
@@ -166,9 +169,15 @@ static void block(const Model &m, int64_t layer, const Cache<T> &cache, const Ro
   multiply<T>((Packed)parts[QKV], me.first(qkv_panels), me.last(qkv_panels), D, own.normed.data(), D, count,
               [&](int64_t r, int64_t p, const float *sum) { memcpy(w.qkv.data() + r * w.qkv_wide + p * PANEL, sum, PANEL * 4); });
   me.barrier->wait();
-  for (int64_t r = 0; r < count; r++)
+  int64_t kept = 0;
+  for (int64_t r = 0; r < count; r++) {
+    bool needed = layer + 1 < m.layers || rows[r].wanted;
     for (int64_t head = me.first(m.kv_heads); head < me.last(m.kv_heads); head++)
-      look<T>(m, parts, cache, rows[r], layer, head, w.qkv.data() + r * w.qkv_wide, w.mixed.data() + r * HE, own);
+      look<T>(m, parts, cache, rows[r], layer, head, w.qkv.data() + r * w.qkv_wide, needed ? w.mixed.data() + kept * HE : nullptr, own);
+    if (needed && me.rank == 0 && kept < r) memcpy(w.x.data() + kept * wide, w.x.data() + r * wide, wide * 4);
+    kept += needed;
+  }
+  count = kept;
   me.barrier->wait();
   multiply<T>((Packed)parts[OUT], me.first(panels), me.last(panels), HE, w.mixed.data(), HE, count, add);
   me.barrier->wait();
@@ -182,6 +191,7 @@ static void block(const Model &m, int64_t layer, const Cache<T> &cache, const Ro
   me.barrier->wait();
   multiply<T>((Packed)parts[DOWN], me.first(panels), me.last(panels), F, w.inner.data(), w.inner_wide, count, add);
   me.barrier->wait();
+  return count;
 }
 
 // Run rows through the model; logits of the wanted ones, in order, to w.logits [wanted][vocab_wide], padding -inf.
@@ -194,12 +204,8 @@ static void forward(const Model &m, const Cache<T> &cache, const Row *rows, int6
     for (int64_t i = D; i < wide; i++) x[i] = 0;
   }
   me.barrier->wait();
-  for (int64_t layer = 0; layer < m.layers; layer++) block<T>(m, layer, cache, rows, count, w, own, me);
-  for (int64_t r = 0; r < count; r++)
-    if (rows[r].wanted) {
-      norm_into(w.x.data() + r * wide, m.norm, m.eps, D, own.head.data());
-      T::store(own.head.data(), own.normed.data() + wanted++ * D / T::PER, D);
-    }
+  for (int64_t layer = 0; layer < m.layers; layer++) wanted = block<T>(m, layer, cache, rows, count, w, own, me);
+  norm_rows(w.x.data(), wide, m.norm, m, wanted, own);
   if (me.rank == 0 && (int64_t)w.logits.size() < wanted * w.vocab_wide) w.logits.resize(wanted * w.vocab_wide);
   me.barrier->wait();
   int64_t panels = w.vocab_wide / PANEL;

@@ -10,6 +10,7 @@ from typing import IO, Any
 
 import msgspec
 
+_NOTEBOOK_SECONDS = 0.5  # between two states of a notebook's line
 _LONGEST_TORN_BYTES = 1 << 16  # far more than a line of speed.jsonl
 
 
@@ -103,16 +104,33 @@ def visible(text: str) -> str:
     return escape(shown)
 
 
+class NotebookLine:
+    """A line in a notebook's output that is written over: hundreds of them would bury the cells."""
+
+    def __init__(self) -> None:
+        from IPython.display import display  # there wherever a notebook runs
+
+        self._handle = display({"text/plain": ""}, raw=True, display_id=True)
+
+    def write(self, text: str) -> None:
+        self._handle.update({"text/plain": text}, raw=True)
+
+
 class Bar:
-    """A stage's live bar (tokens done, loss, tokens/s, time left); plain lines every `every_seconds` off a terminal."""
+    """A stage's live bar (tokens done, loss, tokens/s, time left).
+
+    In a notebook one line that is written over; elsewhere off a terminal plain lines every `every_seconds`.
+    """
 
     def __init__(self, name: str, *, steps: int, first_step: int = 0, every_seconds: float = 10.0):
         self.name, self.steps, self.first = name, steps, first_step
         self.every = every_seconds
         self.start = self.last = time.monotonic()
         self.tokens = 0
-        self.live = None
-        if console().is_terminal:
+        self.live = self.line = None
+        if console().is_jupyter:
+            self.line, self.every = NotebookLine(), _NOTEBOOK_SECONDS
+        elif console().is_terminal:
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
             self.live = Progress(
@@ -136,7 +154,8 @@ class Bar:
             self.live.update(self.task, completed=step, note=note)
         elif now - self.last >= self.every or step == self.steps:
             left = (self.steps - step) * (now - self.start) / max(1, step - self.first)
-            say(f"{self.name}: step {step}/{self.steps}  {note}  {left:.0f} s left")
+            tell = self.line.write if self.line else say
+            tell(f"{self.name}: step {step}/{self.steps}  {note}  {left:.0f} s left")
             self.last = now
 
     def close(self) -> None:

@@ -20,7 +20,15 @@ from torch import Tensor
 
 _SOURCES = {  # library: its source, then what that includes
     "kernels": ("kernels.cpp",),
-    "decode": ("decode.cpp", "decode_live.h", "decode_slots.h", "decode_model.h", "decode_math.h", "decode_draw.h"),
+    "decode": (
+        "decode.cpp",
+        "decode_live.h",
+        "decode_slots.h",
+        "decode_score.h",
+        "decode_model.h",
+        "decode_math.h",
+        "decode_draw.h",
+    ),
 }
 _FLAGS = ["-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-std=c++17", "-shared", "-fPIC"]
 _NAMES = (

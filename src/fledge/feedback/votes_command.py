@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fledge.core.config import Settings
 from fledge.core.log import say, visible
+from fledge.feedback.agreement import Statistics, statistics
 from fledge.feedback.store import Store, store_url
 
 ACTIONS = ("check", "backup", "migrate")
@@ -46,10 +47,10 @@ class VotesOptions(Settings, frozen=True, kw_only=True):
         return (self.action, self.run) if self.run is not None else (None, self.action)
 
 
-def run(options: VotesOptions) -> None:
-    """Do what was asked. Raises ValueError where the votes cannot be read, or are found damaged."""
+def run(options: VotesOptions) -> Statistics | None:
+    """Do what was asked; the run alone gives its figures. Raises ValueError where the votes cannot be read, or are damaged."""
     action, folder = options.meant()
-    {None: _show, "check": _check, "backup": _backup, "migrate": _migrate}[action](
+    return {None: _show, "check": _check, "backup": _backup, "migrate": _migrate}[action](
         store_url(folder, options.store), options
     )
 
@@ -88,11 +89,9 @@ def _migrate(url: str, options: VotesOptions) -> None:
     say(f"From now on add --store {name!r}; the old store was left as it is and no longer grows with the new one.")
 
 
-def _show(url: str, options: VotesOptions) -> None:
+def _show(url: str, options: VotesOptions) -> Statistics:
     from rich.console import Console
     from rich.table import Table
-
-    from fledge.feedback.agreement import statistics
 
     with Store.open(url, read_only=True) as store:
         found = statistics(store)
@@ -101,7 +100,7 @@ def _show(url: str, options: VotesOptions) -> None:
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in found.kinds.items())
     out.print(f"{found.votes:,} votes{f': {kinds}' if kinds else ' yet'}", markup=False)
     if not found.votes:
-        return
+        return found
     people = Table("person", "kind", "votes", "left taken", "same", "gold", "median look", "note", box=None)
     for rater in found.raters:
         bias = rater.bias and f"{rater.bias.left_share:.0%} ({rater.bias.left_low:.0%} to {rater.bias.left_high:.0%})"
@@ -127,6 +126,7 @@ def _show(url: str, options: VotesOptions) -> None:
             f"(95% interval {bias.left_low:.0%} to {bias.left_high:.0%})",
             markup=False,
         )
+    return found
 
 
 class InviteOptions(Settings, frozen=True, kw_only=True):

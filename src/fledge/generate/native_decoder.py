@@ -71,6 +71,12 @@ class _Writing(ctypes.Structure):
     ]
 
 
+class _Questions(ctypes.Structure):
+    """struct Questions of decode_score.h."""
+
+    _fields_ = [("list", _pointer), ("count", _integer), ("logp", _pointer), ("likeliest", _pointer)]
+
+
 def useful_slots(slots: int) -> int:
     """As many of these slots as make decoding faster (XS of benchmarks/rollout.py: 32 slots 73,000 tokens/s, 128 49,000)."""
     return min(slots, _THREAD_SLOTS * torch.get_num_threads())
@@ -192,6 +198,23 @@ class NativeDecoder:
             _integer(len(rows)), native.pointer(logits), _integer(_CHUNK_ROWS), _integer(_sharing(self.weights, len(rows))),
         )  # fmt: skip
         return logits
+
+    def score(self, rows: np.ndarray, starts: np.ndarray, questions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """log p [Q] float32, nats, and whether it is the likeliest [Q], of tokens after rows: questions [Q,2] (row, token).
+
+        rows [R,4] as forward() has them, the rows of piece p from starts[p] to starts[p + 1]; a piece keeps to slots of
+        its own, and each has a thread. questions are sorted by row; a row is wanted if there is one about it.
+        """
+        rows, starts, questions = (np.ascontiguousarray(a, np.int64) for a in (rows, starts, questions))
+        logp, likeliest = np.zeros(len(questions), np.float32), np.zeros(len(questions), bool)
+        asked = _Questions(questions.ctypes.data, len(questions), logp.ctypes.data, likeliest.ctypes.data)
+        threads = torch.get_num_threads() if len(starts) > 2 else _sharing(self.weights, len(rows))
+        _call(
+            f"score_{self.suffix}", ctypes.byref(self.model), ctypes.byref(self.store), rows.ctypes.data_as(_pointer),
+            starts.ctypes.data_as(_pointer), _integer(len(starts) - 1), ctypes.byref(asked), _integer(_CHUNK_ROWS),
+            _integer(threads),
+        )  # fmt: skip
+        return logp, likeliest
 
     def stops(self, stop_ids: Sequence[int]) -> Tensor:
         """[V] uint8: 1 = ends an answer."""

@@ -3,17 +3,23 @@
 Shapes: B rows, T positions, D width, N scored tokens, V vocabulary.
 """
 
+import platform
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from fledge.core.kernels import attention
 from fledge.core.model import Transformer
+from fledge.generate.native_decoder import serves
+from fledge.generate.native_scoring import score_native
 
 # Positions of one forward pass. On a CPU more only leaves its caches: 512 took a quarter less time than 8192 (8.6 million
 # parameters, rows of 290 tokens, one thread).
@@ -21,6 +27,31 @@ _BATCH_TOKENS = {"cpu": 512, "cuda": 16384}
 _BATCH_SCORES = 1 << 22  # entries of an attention mask of one forward pass
 _CHUNK_ROWS = 256  # logits of one chunk
 _PACKED_TOKENS = 512  # longest row of a context with its branches, unless the context alone is half of it
+
+
+class OneDNNProducts(TorchFunctionMode):
+    """functional.linear of float32 tensors on the CPU by oneDNN, without gradients.
+
+    torch itself takes MKL, whose kernel for processors of AMD reaches 118 GFLOP/s of a Zen 5 core, oneDNN 250 (512 rows,
+    512 to 2816 wide).
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is functional.linear and not kwargs and all(map(self._plain, args)):
+            x, weight, bias = (*args, None)[:3]
+            return torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight, bias, "none", [], "")
+        return func(*args, **(kwargs or {}))
+
+    @staticmethod
+    def _plain(x: Tensor | None) -> bool:
+        return x is None or (type(x) in (Tensor, torch.nn.Parameter) and x.dtype == torch.float32 and x.is_cpu)
+
+
+def fast_products(model: Transformer) -> OneDNNProducts | nullcontext:
+    """The context to score in by torch operations: OneDNNProducts where that is the faster library."""
+    there = platform.machine() in ("x86_64", "AMD64") and torch.backends.mkldnn.is_available()
+    wanted = there and model.embedding.device.type == "cpu" and model.compute_dtype == torch.float32
+    return OneDNNProducts() if wanted else nullcontext()
 
 
 class Asked(NamedTuple):
@@ -78,12 +109,16 @@ def fit(asked: Asked, context_tokens: int, number: int) -> Asked:
 
 
 @torch.inference_mode()
-def score(model: Transformer, requests: Sequence[Asked], *, batch_tokens: int | None = None) -> list[Scored]:
+def score(
+    model: Transformer, requests: Sequence[Asked], *, batch_tokens: int | None = None, native: bool | None = None
+) -> list[Scored]:
     """log p of each continuation and whether greedy decoding would write it, in the order of the requests.
 
-    Requests with the same context are read in one row, where each continuation sees the context and itself (a tree
-    mask), so the context costs once; continuations that differ in their last token only cost one. Raises ValueError as
-    `fit` does, and for a model that is not causal or has no token head.
+    native None: the compiled loop where it serves (native_decoder.serves), which reads the common beginning of any
+    requests once; False: torch operations. There, requests with the same context are read in one row, where each
+    continuation sees the context and itself (a tree mask), so the context costs once. Either way continuations that
+    differ in their last token only cost one. Raises ValueError as `fit` does, for a token that is not in the vocabulary,
+    and for a model that is not causal or has no token head.
     """
     config = model.config
     if not config.causal or config.head not in ("tokens", "tokens+value"):
@@ -91,7 +126,15 @@ def score(model: Transformer, requests: Sequence[Asked], *, batch_tokens: int | 
             f"model.causal = {config.causal}, model.head = {config.head!r}: continuations are scored by a causal model "
             "of tokens"
         )
+    for n, request in enumerate(requests):
+        for part in filter(len, request):
+            if min(part) < 0 or max(part) >= config.vocab_size:
+                raise ValueError(
+                    f"request {n} has token {min(part)} or {max(part)}: the vocabulary is 0 to {config.vocab_size - 1}"
+                )
     asked = [fit(request, config.context_tokens, n) for n, request in enumerate(requests)]
+    if native is not False and serves(model, model.compute_dtype):
+        return [Scored(float(p), bool(g)) for p, g in zip(*score_native(model, asked), strict=True)]
     batch_tokens = batch_tokens or _BATCH_TOKENS.get(model.embedding.device.type, 512)
     shared = model.adapter is None or not model.adapter.virtual  # virtual positions have masks of their own
     places = _plan(asked, shared)
@@ -103,7 +146,8 @@ def score(model: Transformer, requests: Sequence[Asked], *, batch_tokens: int | 
     logp, greedy = np.zeros(len(asked)), np.ones(len(asked), dtype=bool)
     for batch in _batches(list(by_row.values()), batch_tokens):
         members = [(r, n) for r, row in enumerate(batch) for n in rows[id(row)]]
-        found, likeliest = _score_rows(model, batch, [(r, places[n]) for r, n in members])
+        with fast_products(model):
+            found, likeliest = _score_rows(model, batch, [(r, places[n]) for r, n in members])
         whose = np.repeat([n for _, n in members], [len(places[n].targets) for _, n in members])
         np.add.at(logp, whose, found)
         np.logical_and.at(greedy, whose, likeliest)
@@ -160,9 +204,7 @@ def _score_rows(model: Transformer, rows: list[_Row], members: list[tuple[int, _
         tokens[r, : len(ids)] = ids
     where = np.array([r * longest + p for r, place in members for p in place.positions()])
     targets = torch.tensor([t for _, place in members for t in place.targets], device=device)
-    read = torch.from_numpy(tokens).to(device)
-    hidden = _hidden_of_trees(model, read, rows) if len(rows[0].branches) > 1 else model.hidden(read)
-    hidden = hidden.flatten(0, 1)[torch.from_numpy(where).to(device)]  # [N,D]
+    hidden = _hidden(model, torch.from_numpy(tokens).to(device), rows, torch.from_numpy(where).to(device))
     logp, greedy = [], []
     for start in range(0, len(targets), _CHUNK_ROWS):
         part = slice(start, start + _CHUNK_ROWS)
@@ -173,10 +215,30 @@ def _score_rows(model: Transformer, rows: list[_Row], members: list[tuple[int, _
     return torch.cat(logp).double().cpu().numpy(), torch.cat(greedy).cpu().numpy()
 
 
-def _hidden_of_trees(model: Transformer, tokens: Tensor, rows: list[_Row]) -> Tensor:
-    """Final states [B,T,D] where every branch of a row goes on from its context and sees no other branch."""
-    positions, seen = _trees(rows, tokens.shape[1])
+def _hidden(model: Transformer, tokens: Tensor, rows: list[_Row], where: Tensor) -> Tensor:
+    """Final states [N,D] of the positions `where` of the flat tokens [B,T]; the last feed-forward reads no others."""
+    if model.adapter is not None and model.adapter.virtual:
+        return model.hidden(tokens).flatten(0, 1)[where]
+    rotary, masks = _view(model, tokens, rows)
+    x = model.embed(tokens, model.compute_dtype)
+    for layer in model.layers:
+        q, k, v = layer.project(x, rotary[layer.positions])
+        y = attention(q, k, v, mask=masks[layer.windowed], doc=None, causal=True)
+        if layer is model.layers[-1]:
+            x, y = x.flatten(0, 1)[where][None], y.transpose(1, 2).flatten(0, 1)[where].transpose(0, 1)[None]
+        x = layer.finish(x, y)
+    return model.final_norm(x[0])
+
+
+def _view(model: Transformer, tokens: Tensor, rows: list[_Row]) -> tuple[dict, tuple[Tensor | None, Tensor | None]]:
+    """Rotary tables of each kind of layer, and masks of layers that see everything and of windowed ones.
+
+    In a tree every branch of a row goes on from its context and sees no other branch.
+    """
     device, dtype, window = tokens.device, model.compute_dtype, model.config.window
+    if len(rows[0].branches) == 1:
+        return model.rotaries(tokens.shape[1], device), model.masks(tokens, None, dtype)
+    positions, seen = _trees(rows, tokens.shape[1])
 
     def mask(visible: np.ndarray) -> Tensor:
         blank = torch.zeros(visible.shape, dtype=dtype, device=device)
@@ -187,13 +249,7 @@ def _hidden_of_trees(model: Transformer, tokens: Tensor, rows: list[_Row]) -> Te
         near = mask(seen & (positions[:, :, None] - positions[:, None, :] < window))
     at = torch.from_numpy(positions).to(device)
     tables = model.rotaries(int(positions.max()) + 1, device)
-    rotary = {kind: (cos[at][:, None], sin[at][:, None]) for kind, (cos, sin) in tables.items()}  # [B,1,T,E/2]
-    x = model.embed(tokens, dtype)
-    for layer in model.layers:
-        q, k, v = layer.project(x, rotary[layer.positions])
-        y = attention(q, k, v, mask=near if layer.windowed else full, doc=None, causal=True)
-        x = layer.finish(x, y)
-    return model.final_norm(x)
+    return {kind: (cos[at][:, None], sin[at][:, None]) for kind, (cos, sin) in tables.items()}, (full, near)
 
 
 def _trees(rows: list[_Row], length: int) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,6 @@ import hashlib
 import logging
 import math
 import re
-import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ import numpy as np
 from fledge.core.checkpoint import canonical_json, write_atomically
 from fledge.core.config import Settings
 from fledge.core.log import say, visible
+from fledge.core.shown import Listing
 
 if TYPE_CHECKING:
     from fledge.interop.lm_eval_model import FledgeLM
@@ -142,7 +142,7 @@ def folder_of(run: Path | str) -> Path:
 def evaluate(lm: FledgeLM, options: EvalOptions) -> list[TaskResult]:
     """Run the tasks on an open model and write their results. Raises ValueError for tasks that cannot be used."""
     import datasets
-    import lm_eval
+    from lm_eval import evaluator
     from lm_eval.tasks import TaskManager
 
     from fledge.interop.offline_tasks import build, usages
@@ -163,13 +163,15 @@ def evaluate(lm: FledgeLM, options: EvalOptions) -> list[TaskResult]:
                 f"no task {name!r}: lm-eval has none of that name, and those that need no network are\n{usages()}"
             )
     say(f"{lm.opened.path}: {', '.join(names)}; questions {'in the chat template' if chat else 'as plain text'}")
+    # the harness asks git for the commit of the folder it is in; where that is no repository, git would complain to the user
+    evaluator.get_git_commit_hash = lambda: None
     results = []
     for through_chat in (False, True):
         asked = [task.task for task in built.values() if task is not None and (task.chat and chat) is through_chat]
         asked += foreign if chat is through_chat else []
         if not asked:
             continue
-        found = lm_eval.simple_evaluate(
+        found = evaluator.simple_evaluate(
             lm, tasks=asked, num_fewshot=options.shots, limit=options.limit, task_manager=manager, bootstrap_iters=1000,
             apply_chat_template=through_chat, fewshot_as_multiturn=through_chat, fewshot_random_seed=options.seed,
         )  # fmt: skip
@@ -293,11 +295,8 @@ def open_lm(run: str, device: str, precision: str) -> FledgeLM:
     return FledgeLM(run=run, device=device, precision=precision)
 
 
-def run(options: EvalOptions) -> list[TaskResult]:
-    """Evaluate, print a table on stdout, and say where the files are."""
-    from rich.console import Console
-
+def run(options: EvalOptions) -> Listing[TaskResult]:
+    """Evaluate and say where the files are; the results are shown as a table."""
     results = evaluate(open_lm(options.run, options.device, options.precision), options)
-    Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(table(results))
     say(f"written to {options.out or folder_of(options.run)}")
-    return results
+    return Listing(results, lambda: table(results))

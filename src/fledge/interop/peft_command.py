@@ -1,4 +1,4 @@
-"""Adapters of `peft` as runs, and the other way: `fledge import PEFT --base RUN --out RUN`, `fledge export RUN --to peft`."""
+"""Adapters of `peft` as runs and back: `fledge import PEFT --base RUN --out RUN`, `fledge export RUN --to peft`."""
 
 from pathlib import Path
 

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import msgspec
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from fledge import __version__
@@ -29,7 +28,7 @@ from fledge.core.checkpoint import (
 )
 from fledge.core.durable import fsync_folder
 from fledge.core.shape import ModelConfig
-from fledge.interop.tensors import Entry, TensorReader, file_hashes, read_header, read_json, refuse_pickle
+from fledge.interop.tensors import Entry, TensorReader, file_hashes, read_header, read_json, refuse_pickle, write_file
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _MODULES = {
@@ -148,7 +147,7 @@ def write_peft(run: Path | str, out: Path | str, base_name: str = "") -> list[st
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     temporary.mkdir(parents=True)
     try:
-        save_file(written, temporary / WEIGHTS, metadata={"format": "pt"})
+        write_file(written, temporary / WEIGHTS)
         text = json.dumps(_config(c, config, base_name), indent=2, sort_keys=True)
         (temporary / CONFIG).write_text(text + "\n", "utf-8")
         for path in temporary.iterdir():
@@ -258,7 +257,7 @@ def _entries(folder: Path) -> dict[str, Entry]:
 
 
 def read_tensors(folder: Path, c: ModelConfig, config: AdapterConfig) -> dict[str, Tensor]:
-    """Our tensors of a peft folder, float32. Raises ValueError naming what is missing, left over, misshapen or not finite."""
+    """Our tensors of a peft folder, float32. Raises ValueError naming what is missing, left over or not finite."""
     entries = _entries(folder)
     reader, names = TensorReader(entries), _names(c, config)
     found = {own: reader.read(theirs, shape).reshape(ours) for own, (theirs, shape, ours) in names.items()}

@@ -238,6 +238,14 @@ def shards(sizes: dict[str, int], limit_bytes: int) -> Iterator[list[str]]:
         yield group
 
 
+def write_file(tensors: dict[str, Tensor], path: Path) -> None:
+    """One safetensors file, readable by those who can read what else is written here (the library keeps it to its owner)."""
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(tensors, path, metadata={"format": "pt"})
+    path.chmod(mode)
+
+
 def write_tensors(folder: Path, sizes: dict[str, int], make: Any, limit_bytes: int = SHARD_BYTES) -> None:
     """Write the tensors `make(name)` of `sizes` bytes each, in one file or in shards with their index.
 
@@ -250,7 +258,7 @@ def write_tensors(folder: Path, sizes: dict[str, int], make: Any, limit_bytes: i
         else [f"model-{i:05d}-of-{len(groups):05d}.safetensors" for i in range(1, len(groups) + 1)]
     )
     for file, group in zip(names, groups, strict=True):
-        save_file({name: make(name).contiguous() for name in group}, folder / file, metadata={"format": "pt"})
+        write_file({name: make(name).contiguous() for name in group}, folder / file)
     if len(groups) > 1:
         where = {name: file for file, group in zip(names, groups, strict=True) for name in group}
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": dict(sorted(where.items()))}

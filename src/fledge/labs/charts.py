@@ -172,7 +172,7 @@ def plane_chart(
             )
         ax.set_xlabel(labels[0])
         ax.set_ylabel(labels[1])
-        _name_points(figure, ax, arms)
+        name_points(figure, ax, arms)
 
     return draw(name, alt, paint, size, kind)
 
@@ -185,7 +185,7 @@ def _limits(values: Sequence[float]) -> tuple[float, float]:
     return max(-0.06, low - widen - room), min(1.07, high + widen + room)
 
 
-def _name_points(figure: Any, ax: Any, arms: Sequence[Arm]) -> None:
+def name_points(figure: Any, ax: Any, arms: Sequence[Arm]) -> None:
     """Each arm's name where it covers the fewest points and names: beside, above or below its point."""
     figure.draw_without_rendering()
     scale = 72 / figure.dpi

@@ -6,7 +6,6 @@ Both answered the same documents, so the difference of each is taken and the doc
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import numpy as np
 from fledge.core.checkpoint import canonical_json, write_atomically
 from fledge.core.config import Settings
 from fledge.core.log import say, visible
+from fledge.core.shown import Listing
 from fledge.interop.eval_command import WEIGHTED, EvalOptions, TaskResult, evaluate, folder_of, open_lm
 
 _DRAWS_AT_ONCE = 1 << 22  # numbers held while resampling
@@ -192,10 +192,8 @@ def _evaluated(place: str, options: CompareOptions) -> dict[str, TaskResult]:
     return {result.task: result for result in evaluate(open_lm(place, options.device, wanted.precision), wanted)}
 
 
-def run(options: CompareOptions) -> list[Difference]:
-    """Compare, print a table on stdout, and write the figures where they are wanted."""
-    from rich.console import Console
-
+def run(options: CompareOptions) -> Listing[Difference]:
+    """Compare, and write the figures where they are wanted; the differences are shown as a table."""
     results = [_evaluated(p, options) if options.tasks else read_results(p) for p in (options.a, options.b)]
     if not results[0].keys() & results[1].keys():
         held = " and ".join(
@@ -204,9 +202,8 @@ def run(options: CompareOptions) -> list[Difference]:
         )
         raise ValueError(f"no task was evaluated on both: there are {held}; give --tasks, or run `fledge eval` on both")
     found, notes = compare(*results, options)
-    Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(table(found, options.level))
     for note in notes:
         say(note)
     if options.out:
         write_atomically(Path(options.out), canonical_json({"a": options.a, "b": options.b, "differences": found}))
-    return found
+    return Listing(found, lambda: table(found, options.level))

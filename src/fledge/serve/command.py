@@ -1,5 +1,6 @@
 """`fledge chat RUN`: one local address where people talk with a model and vote; or the chat in the terminal."""
 
+import asyncio
 import os
 import resource
 import secrets
@@ -94,7 +95,7 @@ def run(options: ChatOptions) -> None:
         service = open_service(options, token)
         try:
             _announce(options, service, listening)
-            make_server(options, service, listening).run(sockets=[listening])
+            _serve(make_server(options, service, listening), listening)
         finally:
             service.close()
     except KeyboardInterrupt:
@@ -102,6 +103,22 @@ def run(options: ChatOptions) -> None:
     finally:
         listening.close()
         signal.signal(signal.SIGTERM, before)
+
+
+def _serve(server: "Server", listening: socket.socket) -> None:
+    """Serve until it is told to stop; in a thread where this one has an event loop at work, as a notebook's has."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        server.run(sockets=[listening])
+        return
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, name="server", daemon=True)
+    thread.start()
+    try:
+        thread.join()
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 def _allow_connections() -> None:

@@ -25,6 +25,7 @@ from fledge.core.optim import Optimizer
 from fledge.core.runtime import choose_device, choose_dtype, release_memory, set_threads
 from fledge.core.train import Hook, StepEvent, train
 from fledge.stages.samples import Prompt, Samples
+from fledge.stages.tracking import remember, tracked
 from fledge.text.chat_format import ChatFormat
 from fledge.text.sources import MaskedSource
 from fledge.text.tokenizer import Tokenizer
@@ -146,32 +147,39 @@ def _unseen(parent: Parent) -> list[int]:
 def adapted(parent: Parent, config: AdapterConfig | None, seed: int) -> tuple[Parent, Reference | None]:
     """The parent with the adapter that a recipe asks for, and beside it the model as it is before training.
 
-    The parent alone and None where no adapter is asked for. An adapter that could not become part of the parent's weights is trained on, by the settings it has. Raises ValueError
-    where it is not asked for, or with other settings.
+    The parent alone and None where no adapter is asked for. An adapter that could not become part of the parent's weights
+    is trained on, by the settings it has; raises ValueError as check_adapter().
     """
-    model = parent.model
-    if parent.base is None and config is None:
+    check_adapter(parent, config)
+    if config is None:
         return parent, None
+    model = parent.model
     if parent.base is None:
         if config.new_tokens is None:
             config = msgspec.structs.replace(config, new_tokens=_unseen(parent))
         _quantise_base(attach(model, config, seed), config)
         return parent._replace(base=parent.reference()), Reference(model)
-    there = model.adapter
+    _quantise_base(model, model.adapter.config)
+    return parent, Reference(model, began_with=True)
+
+
+def check_adapter(parent: Parent, config: AdapterConfig | None) -> None:
+    """Raise ValueError where the parent holds an adapter that is no part of its weights and others are asked for."""
+    if parent.base is None:
+        return
+    there = parent.model.adapter.config
     if config is None:
         raise ValueError(
-            f"{parent.path} holds a {there.config.kind} adapter, which cannot become part of the weights: train it further "
-            f"with --adapter {there.config.kind}, or start from its base {parent.base['path']}"
+            f"{parent.path} holds a {there.kind} adapter, which cannot become part of the weights: train it further "
+            f"with --adapter {there.kind}, or start from its base {parent.base['path']}"
         )
-    wanted = config if config.new_tokens is not None else msgspec.structs.replace(config, new_tokens=there.config.rows)
-    if changed := differences(there.config, wanted):
+    wanted = config if config.new_tokens is not None else msgspec.structs.replace(config, new_tokens=there.rows)
+    if changed := differences(there, wanted):
         raise ValueError(
             f"{parent.path} holds an adapter that is trained further as it is, but it differs in\n  "
             + "\n  ".join(changed)
             + f"\nGive it the same settings, or start from its base {parent.base['path']}"
         )
-    _quantise_base(model, there.config)
-    return parent, Reference(model, began_with=True)
 
 
 def _quantise_base(model: Transformer, config: AdapterConfig) -> None:
@@ -213,6 +221,7 @@ def fix_recipe(out: Path, stage: str, recipe: msgspec.Struct) -> dict[str, Any]:
             raise OSError(
                 error.errno, f"cannot write to {out}: {error.strerror}; choose another --out or make it writable"
             ) from error
+    remember(out)
     return wanted
 
 
@@ -330,7 +339,9 @@ def run_stage(
         if prompts := list(prompts):
             hooks.append(Samples(out, tokenizer, prompts, config.steps))
     try:
-        return train(model, source, objective, config, out=out, card=card, tokenizer=tokenizer.json, hooks=hooks)
+        with tracked(out) as passes_on:
+            hooks.append(passes_on)
+            return train(model, source, objective, config, out=out, card=card, tokenizer=tokenizer.json, hooks=hooks)
     finally:
         if bar:
             bar.close()

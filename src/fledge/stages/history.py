@@ -1,13 +1,14 @@
 """What there is: runs, where they stand, who descends from whom, and how to go on."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 from fledge.core.checkpoint import list_checkpoints, load_checkpoint, read_serving
 from fledge.core.config import Settings
+from fledge.core.shown import Listing
 from fledge.stages.common import read_recipe
 from fledge.text.curated import UNFINISHED
 
@@ -70,28 +71,31 @@ def status(run: Path) -> tuple[str, int]:
     return "interrupted" if begun else "not started", step
 
 
-_PIPED_WIDTH = 400  # where nobody's window ends a line
+class Run(NamedTuple):
+    """A run and where it stands."""
+
+    folder: Path
+    stage: str
+    state: str
+    step: int
 
 
-def _stdout():
-    from rich.console import Console
+def runs(options: RunsOptions) -> Listing[Run]:
+    """Every run, shown as a line each. Raises ValueError where there is none."""
+    found = [Run(f, recipe["stage"], *status(f)) for f, recipe in recipes(Path(options.folder))]
+    if not found:
+        raise ValueError(f"no runs in {options.folder}: start one with `fledge journey --out {options.folder}/first`")
+    return Listing(found, lambda: _runs_table(found))
 
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=_PIPED_WIDTH)
 
-
-def runs(options: RunsOptions) -> None:
-    """Print a line per run."""
+def _runs_table(found: Sequence[Run]) -> Any:
     from rich.markup import escape
     from rich.table import Table
 
     table = Table("run", "stage", "state", "step", box=None, header_style="bold")
-    for folder, recipe in recipes(Path(options.folder)):
-        state, step = status(folder)
-        table.add_row(escape(str(folder)), escape(recipe["stage"]), state, str(step or ""))
-    if not table.row_count:
-        raise ValueError(f"no runs in {options.folder}: start one with `fledge journey --out {options.folder}/first`")
-    _stdout().print(table)
+    for run in found:
+        table.add_row(escape(str(run.folder)), escape(run.stage), run.state, str(run.step or ""))
+    return table
 
 
 def family(folder: Path) -> list[Model]:
@@ -117,16 +121,20 @@ def _exports(recipe: dict[str, Any]) -> list[Learnt]:
     return [msgspec.json.decode(path.read_bytes(), type=Learnt) for path in beside if path.exists()]
 
 
-def lineage(options: LineageOptions) -> None:
-    """Print the family tree; a parent outside the folder is shown by its id."""
-    from rich.markup import escape
-    from rich.tree import Tree
-
+def lineage(options: LineageOptions) -> Listing[Model]:
+    """Every model, shown as the family tree; a parent outside the folder by its id. Raises ValueError where there is none."""
     models = family(Path(options.run))
     if not models:
         raise ValueError(f"no models in {options.run} yet: `fledge runs` shows what has started")
+    return Listing(models, lambda: _tree(options.run, models))
+
+
+def _tree(folder: str, models: Sequence[Model]) -> Any:
+    from rich.markup import escape
+    from rich.tree import Tree
+
     known = {m.id for m in models}
-    top = Tree(f"[bold]{escape(options.run)}")
+    top = Tree(f"[bold]{escape(folder)}")
 
     def grow(node: Tree, parent: str | None) -> None:
         for m in models:
@@ -143,4 +151,4 @@ def lineage(options: LineageOptions) -> None:
     grow(top, None)
     for outside in sorted({m.parent for m in models if m.parent} - known):
         grow(top.add(f"[dim]{outside[:12]} (elsewhere)"), outside)
-    _stdout().print(top)
+    return top

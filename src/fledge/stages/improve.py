@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from fledge.core.adapters import AdapterConfig
 from fledge.core.checkpoint import canonical_json, resolve, run_lock, write_atomically, write_serving
 from fledge.core.config import Settings, TrainConfig
 from fledge.core.log import say
@@ -19,7 +20,7 @@ from fledge.feedback.exports import export_rows
 from fledge.feedback.store import Store, store_url
 from fledge.stages import improve_data as data
 from fledge.stages import sft
-from fledge.stages.common import Parent, fix_recipe, open_model
+from fledge.stages.common import Parent, check_adapter, fix_recipe, open_model
 from fledge.stages.improve_data import LEARNING, Material
 from fledge.stages.improve_judge import problem_with
 from fledge.stages.improve_verdict import judge_round, show
@@ -122,6 +123,8 @@ class ImproveRecipe(Settings, frozen=True, kw_only=True):
     "Learning from thumbs."
     reward: RewardLearning = RewardLearning()
     "The judge's learning."
+    adapter: AdapterConfig | None = None
+    "Train a small adapter beside the frozen weights in every stage and the judge; it takes about ten times their lr."
     batch_tokens: int = 2048
     "Positions per optimiser step."
     device: str = "auto"
@@ -142,6 +145,7 @@ class ImproveRecipe(Settings, frozen=True, kw_only=True):
         ):
             if getattr(self, name) < least:
                 found.append(f"{name} = {getattr(self, name)}: must be at least {least}")
+        found += self.adapter.problems() if self.adapter else []
         if self.reward.batch_tokens < 1:
             found.append(f"reward.batch_tokens = {self.reward.batch_tokens}: must be at least 1")
         for name in ("replay", "base_replay"):
@@ -250,6 +254,7 @@ def _plan(options: ImproveRecipe, folder: Path, before: Before, store: Store, se
         raise ValueError(
             f"{options.run} serves a {served.card['stage']} model: improve needs one that answers; train it with `fledge sft`"
         )
+    check_adapter(served, options.adapter)
     last, since = store.last_seq(), f"since round {before.number:03d}" if before.learnt else "yet"
     if before.refused and before.refused["last_seq"] == last and not _differs(options, before.refused["recipe"]):
         raise ValueError(
@@ -327,7 +332,10 @@ def _common(options: ImproveRecipe, folder: Path, stage: str, parent: str) -> di
         lr=learning.lr, weight_decay=0.0, batch_tokens=options.batch_tokens, device=options.device, seed=options.seed
     )
     files = {LEARNING[stage]: data.files(folder, stage)}
-    return {"out": str(folder / stage), "parent": parent, "epochs": learning.epochs, "train": train, **files}
+    return {
+        "out": str(folder / stage), "parent": parent, "epochs": learning.epochs, "train": train,
+        "adapter": options.adapter, **files,
+    }  # fmt: skip
 
 
 def _sft(options: ImproveRecipe, folder: Path, parent: str, quiet: bool) -> Path:

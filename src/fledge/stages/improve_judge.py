@@ -233,7 +233,7 @@ def train_committee(options, folder: Path, parent: str) -> Committee:
             write_atomically(seen, data)
         run_reward(
             RewardRecipe(
-                out=str(out), parent=parent, pairs=[str(seen)], epochs=options.reward.epochs,
+                out=str(out), parent=parent, pairs=[str(seen)], epochs=options.reward.epochs, adapter=options.adapter,
                 train=TrainConfig(
                     lr=options.reward.lr, weight_decay=0.0, batch_tokens=options.reward.batch_tokens, device=options.device,
                     seed=options.seed,

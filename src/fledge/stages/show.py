@@ -2,8 +2,11 @@
 
 import itertools
 from collections.abc import Iterator
+from typing import Any
 
 from fledge.core.config import Settings
+from fledge.core.log import say
+from fledge.core.shown import Listing, as_html
 from fledge.stages.common import open_model
 from fledge.text.formats import Chat
 from fledge.text.readers import Rejects, require_some
@@ -43,29 +46,44 @@ def _tokenizer(options: ShowOptions, chats: list[Trainable]) -> Tokenizer:
     return Tokenizer.train([*said, *(text for c in chats if isinstance(c, Segments) for text, _ in c.parts)], 1024)
 
 
-def run(options: ShowOptions) -> None:
-    """Print the first conversations: trained tokens green on dark, the rest dim; a token's edges are marked."""
-    from rich.console import Console
-    from rich.text import Text
+class TokenView:
+    """One conversation in tokens, trained ones green on dark, the rest dim; a token's edges are marked."""
 
-    rejects = Rejects()
-    chats = list(itertools.islice(read_trainable([options.chats], rejects=rejects), options.first))
-    require_some(len(chats), [options.chats], rejects, "conversations")
-    tokenizer = _tokenizer(options, chats)
-    out = Console(highlight=False)
-    for chat, rendered in zip(chats, render_trainable(tokenizer, chats, options.loss_on), strict=True):
-        line = Text()
-        for i, (text, trained) in enumerate(token_view(tokenizer, rendered)):
+    def __init__(self, name: str, tokens: list[tuple[str, bool]]):
+        self.name, self.tokens = name, tokens
+
+    def __repr__(self) -> str:
+        trained = sum(trained for _, trained in self.tokens)
+        return f"{self.name}: {trained} of {len(self.tokens)} tokens trained"
+
+    def _repr_html_(self) -> str:
+        return as_html(self)
+
+    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+        from rich.text import Text
+
+        line = Text(no_wrap=True, overflow="ignore")
+        for i, (text, trained) in enumerate(self.tokens):
             shade = (
                 ("bold white on green4", "bold white on dark_green")[i % 2] if trained else ("grey62", "grey50")[i % 2]
             )
             # off a terminal colours vanish, so trained tokens carry brackets there
-            line.append(text if out.is_terminal or not trained else f"[{text}]", shade)
-        trained_tokens = sum(rendered.weights)
-        out.print(
-            Text(f"{chat.source}: {trained_tokens} of {len(rendered.tokens)} tokens trained", "bold"), soft_wrap=True
-        )
-        out.print(line, soft_wrap=True)
-        out.print()
+            line.append(text if console.is_terminal or not trained else f"[{text}]", shade)
+        yield Text(repr(self), "bold", no_wrap=True, overflow="ignore")
+        yield line
+        yield Text("")
+
+
+def run(options: ShowOptions) -> Listing[TokenView]:
+    """The first conversations, shown as tokens."""
+    from rich.console import Group
+
+    rejects = Rejects()
+    chats = list(itertools.islice(read_trainable(options.chats, rejects=rejects), options.first))
+    require_some(len(chats), options.chats, rejects, "conversations")
+    tokenizer = _tokenizer(options, chats)
+    rendered = render_trainable(tokenizer, chats, options.loss_on)
+    views = [TokenView(c.source, list(token_view(tokenizer, r))) for c, r in zip(chats, rendered, strict=True)]
     if rejects.total:
-        out.print(rejects.summary(), markup=False)
+        say(rejects.summary())
+    return Listing(views, lambda: Group(*views))
