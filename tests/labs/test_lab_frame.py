@@ -77,6 +77,7 @@ def test_a_lab_runs_keeps_and_shows(labs, capsys):
     told = run(LabOptions(action="run", ids=["c1"], seeds=2))[0]
     assert told["verdict"] == "REPRODUCED" and told["reason"] == "" and told["minutes_predicted"] == pytest.approx(0.4)
     assert told["numbers"][0]["mean"] == pytest.approx(0.55) and len(told["minutes"]) == 2 and len(told["code"]) == 12
+    assert len(told["core_minutes"]) == 2 and all(minutes > 0 for minutes in told["core_minutes"])
     assert json.loads((labs / "C1/result.json").read_bytes())["seeds"] == [{"share": 0.5}, {"share": 0.6}]
     run(LabOptions(action="run", ids=["C1"], seeds=2))
     assert (labs / "C1/seed-0/tries").read_text() == "x"  # not measured again
@@ -173,7 +174,7 @@ def test_every_lab_has_its_names():
 def test_the_miniature_journey_answers_and_is_raised_once(little_journey, tmp_path):
     bench = Bench(tmp_path, little_journey, 0, "tiny")
     folder = bench.journey()
-    assert bench.seconds_shared == 0.0 and folder.parent == little_journey
+    assert bench.shared_spent.seconds == 0.0 and folder.parent == little_journey
     models = {name: open_model(folder / name) for name in ("base", "sft", "control", "aligned")}
     assert open_model(folder / "reward", head="reward").card["stage"] == "reward"
     questions = WorldFacts(world_behind(models["sft"].path)).examples("test")[:40]

@@ -308,12 +308,6 @@ def describe(kind: type[msgspec.Struct], prefix: str = "--") -> list[tuple[str, 
 
 def shown_value(value: Any) -> str:
     """A default as one would type it after its flag."""
-    return (
-        value
-        if isinstance(value, str)
-        else "none"
-        if value is None
-        else str(value).lower()
-        if isinstance(value, bool)
-        else str(value)
-    )
+    if isinstance(value, str):
+        return value if value.isprintable() else json.dumps(value, ensure_ascii=False)  # a TOML string, on one line
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

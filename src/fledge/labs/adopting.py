@@ -36,7 +36,7 @@ def adopt(name: str, path: Path) -> dict[str, Any]:
     fields = {f.name for f in msgspec.structs.fields(lab.Setup)}
     setup = build(lab.Setup, {key: value for key, value in told["options"].items() if key in fields})
     return judged(name, "pocket", setup, told["seeds"]) | {
-        "minutes": [], "minutes_predicted": None, "command": _command(COMMANDS[name], told["options"]), "code": "",
+        "minutes": [], "core_minutes": [], "minutes_predicted": None, "command": _command(COMMANDS[name], told["options"]), "code": "",
         "fledge": __version__, "machine": None,
     }  # fmt: skip
 

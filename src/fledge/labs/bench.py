@@ -14,10 +14,12 @@ A lab has no training loop: its arms are recipes given to the stages, in folders
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
@@ -40,13 +42,28 @@ class Lab(Protocol):
     def draw(self, setup: Settings, seeds: Sequence[dict[str, Any]]) -> str: ...
 
 
+class Spent(NamedTuple):
+    """Time on the clock, and of all cores of this process and of those it started and saw end."""
+
+    seconds: float = 0.0
+    core_seconds: float = 0.0
+
+    @staticmethod
+    def now() -> Spent:
+        """Readings, of which differences mean something."""
+        return Spent(time.monotonic(), time.process_time() + sum(os.times()[2:4]))
+
+    def __sub__(self, other: Spent) -> Spent:
+        return Spent(self.seconds - other.seconds, self.core_seconds - other.core_seconds)
+
+
 class Bench:
     """One seed of one lab."""
 
     def __init__(self, folder: Path, shared: Path, seed: int, scale: str = "pocket"):
         """folder: of this seed. shared: of the models that labs share."""
         self.folder, self.shared, self.seed, self.scale = folder, shared, seed, scale
-        self.seconds_shared = 0.0  # spent on shared models, which are no lab's own
+        self.shared_spent = Spent()  # on shared models, which are no lab's own
 
     def keep(self, name: str, make: Callable[[], Any]) -> Any:
         """`make()` as JSON in FOLDER/name.json; what is there already is read, not made again."""
@@ -70,8 +87,6 @@ class Bench:
 
         Quick at `pocket` (about 75 s on 2 cores), whole at `gpu`, a miniature at `tiny`; trained once for all labs.
         """
-        import time
-
         from fledge.labs.first_journey import raise_miniature, recipe_of
         from fledge.stages import journey
 
@@ -80,9 +95,9 @@ class Bench:
         tiny = self.scale == "tiny"
         if not (folder / ("aligned/done.json" if tiny else "journey.json")).exists():
             say(f"a journey that several labs start from: {folder}")
-            started = time.monotonic()
+            start = Spent.now()
             (raise_miniature if tiny else journey.run)(msgspec.structs.replace(recipe, out=str(folder)))
-            self.seconds_shared += time.monotonic() - started
+            self.shared_spent -= start - Spent.now()
         return folder
 
 

@@ -101,12 +101,17 @@ def _details(told: dict[str, Any]) -> str:
     )
 
 
+def took(told: dict[str, Any]) -> str:
+    """Time, where it is known: the results of commands do not hold it. A core that others used, too, counts for less."""
+    if not told["minutes"]:
+        return ""
+    predicted = f", predicted {told['minutes_predicted']:.1f}" if told["minutes_predicted"] else ""
+    return f", {sum(told['minutes']):.1f} minutes ({sum(told['core_minutes']):.1f} of a core{predicted})"
+
+
 def _where(told: dict[str, Any]) -> str:
-    """Time and machine, where they are known: the results of commands do not hold them."""
-    predicted, machine = told["minutes_predicted"], told["machine"]
-    minutes = f", {sum(told['minutes']):.1f} minutes" if told["minutes"] else ""
-    minutes += f", predicted {predicted:.1f}" if predicted else ""
-    return minutes + (f" on {plural(machine['cores'], 'core')} ({machine['device']})" if machine else "")
+    machine = told["machine"]
+    return took(told) + (f" on {plural(machine['cores'], 'core')} ({machine['device']})" if machine else "")
 
 
 def _missing(names: list[str]) -> str:

@@ -74,17 +74,22 @@ def _list(options: LabOptions) -> list[dict[str, Any]]:
     from rich.console import Console
     from rich.table import Table
 
-    known = known_results(options)
-    rows = []
+    from fledge.labs.speed import known_slowness
+
+    known, times, rows = known_results(options), known_slowness(Path(options.out)), []
     for name, listed in LABS.items():
         told = known.get(name, {})
-        took = sum(told["minutes"]) / len(told["minutes"]) if told.get("minutes") else listed.minutes
+        own = told if (Path(options.out) / name / "result.json").exists() and told.get("scale") == "pocket" else {}
+        took = sum(own["minutes"]) / len(own["minutes"]) if own else listed.minutes * (times or 1)
         rows.append({"id": name, "claim": listed.claim, "paper": listed.paper, "minutes": took,
                      "verdict": told.get("verdict", "")})  # fmt: skip
     table = Table("id", "claim", "paper", "minutes a seed", "last verdict", box=box.SIMPLE)
     for row in rows:
         table.add_row(row["id"], row["claim"], row["paper"], f"{row['minutes']:.1f}", row["verdict"])
-    Console(highlight=False).print(table)
+    console = Console(highlight=False)
+    console.print(table)
+    if times is None:
+        console.print("Minutes are those of 2 cores of the reference machine; this one is measured when a lab is run.")
     return rows
 
 
@@ -124,6 +129,7 @@ def show(told: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from fledge.labs.gallery import took
     from fledge.labs.verdict import span, written
 
     console = Console(highlight=False)
@@ -134,10 +140,7 @@ def show(told: dict[str, Any]) -> None:
     for check in told["checks"]:
         value = written(check["value"], check["unit"])
         console.print(f"{'yes' if check['held'] else 'NO '}  {check['says']}: {value}, must be {check['rule']}")
-    minutes = f", {sum(told['minutes']):.1f} minutes" if told["minutes"] else ""
-    if told["minutes_predicted"] is not None:
-        minutes += f" (predicted {told['minutes_predicted']:.1f})"
-    console.print(f"{told['id']} {told['title']}: {told['verdict']}{minutes}. {told['said']}")
+    console.print(f"{told['id']} {told['title']}: {told['verdict']}{took(told)}. {told['said']}")
 
 
 def _report(options: LabOptions) -> Path:

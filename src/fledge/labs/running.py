@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from fledge.core.config import Settings, TrainConfig, build, merge
 from fledge.core.durable import canonical_json, write_atomically
 from fledge.core.log import say
 from fledge.core.runtime import release_memory, set_threads, usable_cores
-from fledge.labs.bench import SCALES, Bench
+from fledge.labs.bench import SCALES, Bench, Spent
 from fledge.labs.catalogue import entry
 from fledge.labs.code import code_version
 from fledge.labs.speed import slowness
@@ -63,15 +62,16 @@ def run(options: LabRun) -> dict[str, Any]:
     predicted = listed.minutes * options.seeds * times if options.scale == "pocket" else None
     if predicted is not None:
         say(f"{options.id}, {options.seeds} seeds: about {predicted:.1f} minutes on this machine, shared models apart")
-    seeds, minutes = [], []
+    seeds, minutes, core_minutes = [], [], []
     for seed in range(options.seeds):
         measured = _one_seed(lab, setup, options, seed)
         seeds.append(measured["found"])
         minutes.append(measured["seconds"] / 60)
+        core_minutes.append(measured["core_seconds"] / 60)
         release_memory()
     told = judged(options.id, options.scale, setup, seeds) | {
-        "minutes": minutes, "minutes_predicted": predicted, "command": command(options), "code": code_version(),
-        "fledge": __version__, "machine": {"cores": usable_cores(), **machine(TrainConfig())},
+        "minutes": minutes, "core_minutes": core_minutes, "minutes_predicted": predicted, "command": command(options),
+        "code": code_version(), "fledge": __version__, "machine": {"cores": usable_cores(), **machine(TrainConfig())},
     }  # fmt: skip
     write_result(out / "result.json", told)
     return told
@@ -94,25 +94,28 @@ def write_result(path: Path, told: dict[str, Any]) -> None:
 
 
 def _one_seed(lab: Any, setup: Settings, options: LabRun, seed: int) -> dict[str, Any]:
-    """{"found": what was measured, "seconds": time it took here, shared models apart}, from disk where it is done."""
+    """What was measured ("found"), and the time and the time of all cores that it took here; from disk where it is done.
+
+    Shared models are left out of the times. That of the cores tells what a lab costs also where a machine is shared.
+    """
     folder = Path(options.out) / f"seed-{seed}"
     done, clock = folder / "measured.json", folder / "clock.json"
     if done.exists():
         return msgspec.json.decode(done.read_bytes())
     say(f"{options.id.upper()}, seed {seed}")
-    before = msgspec.json.decode(clock.read_bytes()) if clock.exists() else 0.0  # an interrupted try counts, too
-    bench, start = Bench(folder, Path(options.shared), seed, options.scale), time.monotonic()
+    before = msgspec.json.decode(clock.read_bytes()) if clock.exists() else {}  # an interrupted try counts, too
+    bench, start = Bench(folder, Path(options.shared), seed, options.scale), Spent.now()
 
-    def spent() -> float:
-        return before + time.monotonic() - start - bench.seconds_shared
+    def times() -> dict[str, float]:
+        spent = Spent.now() - start - bench.shared_spent
+        return {name: before.get(name, 0.0) + value for name, value in zip(spent._fields, spent, strict=True)}
 
     try:
         found = lab.measure(setup, bench)
     except BaseException:
-        write_atomically(clock, canonical_json(spent()))
+        write_atomically(clock, canonical_json(times()))
         raise
-    told = {"found": found, "seconds": spent()}
-    write_atomically(done, canonical_json(told))
+    write_atomically(done, canonical_json({"found": found, **times()}))
     return msgspec.json.decode(done.read_bytes())  # as the next time will find it
 
 

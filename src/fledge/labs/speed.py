@@ -15,10 +15,16 @@ REFERENCE_SECONDS = 1.35
 
 def slowness(folder: Path) -> float:
     """Time this machine needs relative to the reference: 2 is half as fast. Measured once, kept in FOLDER/speed.json."""
+    found = known_slowness(folder)
+    if found is None:
+        write_atomically(folder / "speed.json", canonical_json(found := twenty_steps() / REFERENCE_SECONDS))
+    return found
+
+
+def known_slowness(folder: Path) -> float | None:
+    """The same where it has been measured."""
     kept = folder / "speed.json"
-    if not kept.exists():
-        write_atomically(kept, canonical_json(twenty_steps() / REFERENCE_SECONDS))
-    return msgspec.json.decode(kept.read_bytes(), type=float)
+    return msgspec.json.decode(kept.read_bytes(), type=float) if kept.exists() else None
 
 
 def twenty_steps() -> float:
