@@ -1,11 +1,12 @@
 """What mkdocs calls while it builds the site: parts that the code and the results know better than a page would.
 
-In a page, on a line of its own:
+Each lab gets a page (labs/p9.md) by itself. In a page, on a line of its own:
     {{ source core/objectives.py dpo }}       the function's source, from the file
     {{ curve dpo }}                           a chart computed by calling that code
     {{ section methods Learning curves }}     a section of an experiment's report, from results/methods.json
     {{ experiment methods }}                  the whole report
     {{ experiments }}  {{ commands }}         all experiments with their verdicts; all verbs with all options
+    {{ labs }}  {{ lab P9 }}                  all labs with their verdicts; one lab, from results/labs/P9.json
     {{ families }}  {{ refused }}  {{ recipes }}  {{ functions }}
     {{ guide }}                               docs/guide.ipynb
 and ```fledge blocks: commands, shown beside the same in Python. A part that cannot be made fails the build.
@@ -18,7 +19,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
-from site_parts import commands, curves, figures, formulas, notebook, sources, tables
+from site_parts import claims, commands, curves, figures, formulas, notebook, sources, tables
 
 DOCS = Path(__file__).resolve().parent
 _PART = re.compile(r"^\{\{ (\w+) ?(.*?) \}\}$", re.M)
@@ -55,6 +56,13 @@ def _curve(name: str) -> str:
     return _keep(figures.lab(f'<figure class="curve">{curves.CURVES[name]()}</figure>'))
 
 
+def _lab(name: str) -> str:
+    if name not in claims.LABS:
+        raise PluginError(f"no lab {name!r}: {', '.join(claims.LABS)}")
+    above, drawn, below = claims.parts(name)
+    return f"{above}{_keep(drawn)}\n\n{below}"
+
+
 def _guide(_: str) -> str:
     path = DOCS / "guide.ipynb"
     if not path.is_file():
@@ -67,6 +75,8 @@ _MAKERS = {
     "curve": _curve,
     "section": _section,
     "experiment": _experiment,
+    "lab": _lab,
+    "labs": lambda _: claims.overview(),
     "experiments": lambda _: figures.overview(),
     "commands": lambda _: commands.reference(),
     "families": lambda _: tables.families(),
@@ -80,12 +90,16 @@ _MAKERS = {
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     _held.clear()
     figures.result.cache_clear(), figures.report.cache_clear()  # `mkdocs serve` builds again and again
+    labs = next(part["Labs"] for part in config.nav if "Labs" in part)
+    labs += [page for page in claims.pages() if page not in labs]
     return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """The reports' style sheet is written from the one that the reports carry."""
+    """The reports' style sheet is written from the one that the reports carry; the labs' pages from the catalogue."""
     files.append(File.generated(config, "assets/lab.css", content=figures.style()))
+    for path, text in claims.pages().items():
+        files.append(File.generated(config, path, content=text))
     return files
 
 

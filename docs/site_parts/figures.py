@@ -29,8 +29,8 @@ class Report(NamedTuple):
 
 
 def labs() -> list[str]:
-    """The verbs that are experiments."""
-    return [verb for verb, entry in cli.TABLE.items() if entry.module.startswith("labs.")]
+    """The verbs that are experiments of their own."""
+    return [verb for verb, entry in cli.TABLE.items() if entry.module.startswith("labs.") and verb != "lab"]
 
 
 @cache

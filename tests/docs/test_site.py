@@ -23,7 +23,7 @@ from fledge.core.config import describe
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 sys.path.insert(0, str(DOCS))  # as mkdocs does for its hooks
-from site_parts import commands, curves, docstrings, figures, formulas, notebook, sources  # noqa: E402
+from site_parts import claims, commands, curves, docstrings, figures, formulas, notebook, sources  # noqa: E402
 
 CPU_SECONDS = 40
 PAGES = sorted(path.relative_to(DOCS) for path in DOCS.rglob("*.md"))
@@ -190,6 +190,17 @@ def test_every_experiment_has_a_page_with_its_verdict(site: Path):
         total = figures.result(verb)
         assert f'href="{verb}.html"' in overview
         assert "Not measured yet" in text if total is None else total["verdict"] in text
+
+
+def test_every_lab_has_a_page_with_its_verdict(site: Path):
+    overview = (site / "labs" / "index.html").read_text("utf-8")
+    for name, entry in claims.LABS.items():
+        text = (site / "labs" / f"{name.lower()}.html").read_text("utf-8")
+        told = claims.result(name)
+        assert f'href="{name.lower()}.html"' in overview and entry.chinese in overview
+        assert entry.chinese in text and "How it is done" in text
+        assert f"fledge lab run {name}" in re.sub("<[^>]+>", "", text)
+        assert "Not run yet" in text if told is None else told["verdict"] in text and "<svg" in text
 
 
 def test_charts_follow_the_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -37,8 +37,9 @@ def test_greedy_and_sampled_shares(monkeypatch):
     """A model that is greedily right where the first example is about b, and right in every fourth sample."""
     calls = []
 
-    def told(engine, tokenizer, prompts, sampling):
-        calls.append((len(prompts), sampling.temperature))
+    def told(engine, tokenizer, prompts, sampling, samples):
+        calls.append((len(prompts), samples, sampling.temperature))
+        prompts = [p for p in prompts for _ in range(samples)]
         right = [
             p.startswith("Q: capital of b?") if sampling.temperature == 0 else i % 4 == 0 for i, p in enumerate(prompts)
         ]
@@ -49,7 +50,7 @@ def test_greedy_and_sampled_shares(monkeypatch):
     monkeypatch.setattr(module, "chat_engine", lambda *_: None)
     opened = SimpleNamespace(model=None, tokenizer=None)
     found = knowledge(opened, CAPITALS[:1] + CAPITALS[2:3], CAPITALS, Asking(prompts=8, samples=4))
-    assert calls == [(16, 0.0), (64, 0.5)]
+    assert calls == [(16, 1, 0.0), (16, 4, 0.5)]
     starts = [sum(t.startswith("Q: capital of b?") for t in texts) / 8
               for texts in few_shot(CAPITALS[:1] + CAPITALS[2:3], CAPITALS, Asking(prompts=8))]  # fmt: skip
     assert [k.greedy for k in found] == starts and [k.sampled for k in found] == [0.25, 0.25]

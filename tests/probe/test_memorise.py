@@ -78,7 +78,7 @@ def test_the_gradient_is_that_of_the_embeddings(model):
                 return moved, *given[1:]
 
             hook = model.layers[0].register_forward_pre_hook(move)
-            losses.append(gcg.losses(prompts)[0])
+            losses.append(gcg._loss(gcg.model.hidden(gcg._rows(prompts))).detach())
             hook.remove()
         slope = (losses[0] - losses[1]) / (2 * step)
         assert torch.allclose(slope, found[:, place, token - 1], rtol=0.05, atol=2e-3)

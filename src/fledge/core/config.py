@@ -309,5 +309,5 @@ def describe(kind: type[msgspec.Struct], prefix: str = "--") -> list[tuple[str, 
 def shown_value(value: Any) -> str:
     """A default as one would type it after its flag."""
     if isinstance(value, str):
-        return value if value.isprintable() else json.dumps(value, ensure_ascii=False)  # a TOML string, on one line
+        return value if value.isprintable() else msgspec.json.encode(value).decode()  # as TOML, on one line
     return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -39,10 +39,13 @@ def answer(
     return [Answer(tokenizer.decode(c.tokens), c.finish, dropped) for c, (_, dropped) in zip(done, fitted, strict=True)]
 
 
-def continue_text(engine: Engine, tokenizer: Tokenizer, texts: Sequence[str], sampling: Sampling) -> list[Answer]:
-    """Let a base model go on writing each text."""
+def continue_text(
+    engine: Engine, tokenizer: Tokenizer, texts: Sequence[str], sampling: Sampling, samples: int = 1
+) -> list[Answer]:
+    """Let a base model go on writing each text, `samples` times: what it writes after one text stands in a row."""
     prompts = [[tokenizer.bos, *body] for body in tokenizer.encode_batch(texts)]
-    return [Answer(tokenizer.decode(c.tokens), c.finish, 0) for c in engine.generate(prompts, sampling)]
+    done = engine.generate(prompts, sampling, samples=samples)
+    return [Answer(tokenizer.decode(c.tokens), c.finish, 0) for c in done]
 
 
 def stream(

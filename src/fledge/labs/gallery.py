@@ -64,28 +64,34 @@ def badge(verdict: str) -> str:
 
 def screen(name: str, listed: Entry, told: dict[str, Any]) -> str:
     """One claim."""
-    lab = listed.load()
-    svg = lab.draw(build(lab.Setup, told["setup"]), told["seeds"])
-    reason = f'<p class="note">Not met: {shown(told["reason"], 900)}.</p>' if told["reason"] else ""
     return (
         f'<section class="lab" id="{name}">{heading(f"{name} · {shown(listed.title)}", listed.chinese)}\n'
         f'<p class="claim">{shown(listed.claim)} <span class="paper">{shown(listed.paper)}</span> {badge(told["verdict"])}</p>\n'
-        f'<div class="sides"><figure>{svg}<figcaption>{shown(told["said"], 1200)}</figcaption></figure>\n'
-        f"<div>{_numbers(told)}{reason}</div></div>\n{_details(told)}</section>\n"
+        f'<div class="sides">{chart(listed, told)}\n<div>{numbers(told)}</div></div>\n{details(told)}</section>\n'
     )
 
 
-def _numbers(told: dict[str, Any]) -> str:
+def chart(listed: Entry, told: dict[str, Any]) -> str:
+    """The chart, and below it what came out and what it means."""
+    lab = listed.load()
+    svg = lab.draw(build(lab.Setup, told["setup"]), told["seeds"])
+    return f"<figure>{svg}<figcaption>{shown(told['said'], 1200)}</figcaption></figure>"
+
+
+def numbers(told: dict[str, Any]) -> str:
+    """Ours with intervals, the paper's beside them, and which conditions are not met."""
     paper = any(n["paper"] for n in told["numbers"])
     rows = []
     for n in told["numbers"]:
         between = span(n["low"], n["high"], n["unit"])
         cells = [shown(n["label"]), f"<b>{written(n['mean'], n['unit'])}</b><small>{between}</small>"]
         rows.append(cells + [shown(n["paper"] or "–")] * paper)
-    return table(["", "Here", *["Paper"] * paper], rows)
+    reason = f'<p class="note">Not met: {shown(told["reason"], 900)}.</p>' if told["reason"] else ""
+    return table(["", "Here", *["Paper"] * paper], rows) + reason
 
 
-def _details(told: dict[str, Any]) -> str:
+def details(told: dict[str, Any]) -> str:
+    """Every condition, what was run and how to run it again."""
     rows = [
         [f"{'✓' if c['held'] else '<b>✗</b>'} {shown(c['says'])}", written(c["value"], c["unit"]), shown(c["rule"])]
         for c in told["checks"]

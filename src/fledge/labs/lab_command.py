@@ -71,9 +71,10 @@ def known_results(options: LabOptions) -> dict[str, dict[str, Any]]:
 
 def _list(options: LabOptions) -> list[dict[str, Any]]:
     from rich import box
-    from rich.console import Console
+    from rich.console import Group
     from rich.table import Table
 
+    from fledge.core.shown import Listing
     from fledge.labs.speed import known_slowness
 
     known, times, rows = known_results(options), known_slowness(Path(options.out)), []
@@ -83,14 +84,15 @@ def _list(options: LabOptions) -> list[dict[str, Any]]:
         took = sum(own["minutes"]) / len(own["minutes"]) if own else listed.minutes * (times or 1)
         rows.append({"id": name, "claim": listed.claim, "paper": listed.paper, "minutes": took,
                      "verdict": told.get("verdict", "")})  # fmt: skip
-    table = Table("id", "claim", "paper", "minutes a seed", "last verdict", box=box.SIMPLE)
-    for row in rows:
-        table.add_row(row["id"], row["claim"], row["paper"], f"{row['minutes']:.1f}", row["verdict"])
-    console = Console(highlight=False)
-    console.print(table)
-    if times is None:
-        console.print("Minutes are those of 2 cores of the reference machine; this one is measured when a lab is run.")
-    return rows
+
+    def look() -> Any:
+        table = Table("id", "claim", "paper", "minutes a seed", "last verdict", box=box.SIMPLE)
+        for row in rows:
+            table.add_row(row["id"], row["claim"], row["paper"], f"{row['minutes']:.1f}", row["verdict"])
+        note = "Minutes are those of 2 cores of the reference machine; this one is measured when a lab is run."
+        return Group(table, *([note] if times is None else []))
+
+    return Listing(rows, look)
 
 
 def _run(options: LabOptions) -> list[dict[str, Any]]:

@@ -16,7 +16,6 @@ How long the world's text lasts (Villalobos et al. 2024) is arithmetic, `fledge 
 from __future__ import annotations
 
 import math
-import platform
 import random
 import shutil
 from collections.abc import Sequence
@@ -43,7 +42,7 @@ from fledge.stages import pretrain
 from fledge.stages.common import open_model
 from fledge.stages.evaluate import bits_per_byte
 from fledge.stages.law_charts import Repeats, laws_chart
-from fledge.text.installed import content, python_sources
+from fledge.text.installed import content, python_sources, versions
 from fledge.text.readers import read_documents
 from fledge.text.tokenizer import SPECIALS
 
@@ -54,11 +53,11 @@ _SHARDS = 64  # of the text; a run reads as many as it needs
 class Setup(Settings, frozen=True, kw_only=True):
     """Budgets, sizes, and text to read."""
 
-    budgets: tuple[float, ...] = (3e10, 1e11, 3e11, 9e11)
+    budgets: tuple[float, ...] = (2e10, 6e10, 1.8e11, 5.4e11)
     "FLOPs of each curve, cheapest first."
     sizes: int = 6
     "Models of each budget."
-    span: float = 3.5
+    span: float = 3.0
     "The largest and the smallest model of a budget are this many times larger and smaller than the guess."
     guess: float = 0.09
     "Guess of the best number of parameters, over the square root of the budget."
@@ -68,7 +67,7 @@ class Setup(Settings, frozen=True, kw_only=True):
     "Peak learning rates to choose from, for width 64; the rate of other widths is proportional to 1 / width."
     batch: int = 192
     "Tokens of a step of a run of 60 thousand tokens; it grows with the root of the tokens."
-    unique: int = 50_000
+    unique: int = 40_000
     "Tokens that are repeated."
     epochs: tuple[int, ...] = (1, 2, 4, 8, 16, 64)
     "How often they are read."
@@ -101,7 +100,7 @@ SCALES = {
         validation=500_000, packages=("numpy", "scipy", "sympy", "torch"),
     ),
     "tiny": Setup(
-        budgets=(5e8, 1.5e9), sizes=4, span=2.5, guess=0.3, beyond=2.0, rates=(4e-3,), batch=1024, unique=4000, epochs=(1, 2, 4, 8),
+        budgets=(5e8, 1.5e9), sizes=4, span=2.5, guess=0.5, beyond=2.0, rates=(4e-3,), batch=1024, unique=4000, epochs=(1, 2, 4, 8),
         repeater=5e3, context=32, validation=4000,
     ),
 }  # fmt: skip
@@ -111,12 +110,13 @@ def shape(parameters: float, context: int) -> Shape:
     """The model of about that many parameters, embedding included, and about 24 units of width to a layer."""
 
     def of(width: int, layers: int) -> Shape:
+        heads = 1 if width < 24 else 2 if width < 64 else 4  # of 12 units or more, where there are several
         return Shape(
-            layers=layers, width=width, heads=1 if width < 16 else 2 if width < 32 else 4, ffn_width=8 * round(width / 3),
-            context_tokens=context, qk_norm=True, vocab_size=_VOCABULARY,
+            layers=layers, width=width, heads=heads, ffn_width=8 * round(width / 3), context_tokens=context, qk_norm=True,
+            vocab_size=_VOCABULARY,
         )  # fmt: skip
 
-    widths = (*range(8, 16, 2), *range(16, 32, 4), *range(32, 1032, 8))
+    widths = (*range(8, 24, 2), *range(24, 64, 4), *range(64, 1032, 8))
     choices = [of(width, layers) for width in widths for layers in (2, 3, 4, 5, 6, 8, 10, 12, 16)]
 
     def distance(s: Shape) -> float:
@@ -128,7 +128,8 @@ def shape(parameters: float, context: int) -> Shape:
 def prepare(setup: Setup, bench: Bench) -> dict[str, Any]:
     """Write shards of shuffled lines to train on and keep lines of other files to validate on; says what was read."""
     documents = list(read_documents(setup.data) if setup.data else python_sources(setup.packages))
-    about = {"sha256": content(documents), "python": platform.python_version(), "files": len(documents)}
+    about = {"sha256": content(documents), "files": len(documents)}
+    about["versions"] = {} if setup.data else versions(setup.packages)
     dice = random.Random(bench.seed)
     dice.shuffle(documents)
     texts = [document.text for document in documents]

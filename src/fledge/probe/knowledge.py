@@ -123,9 +123,9 @@ def knowledge(
     """How surely the model knows the answer to each question; examples may hold the questions themselves."""
     asking = asking or Asking()
     prompts = [text for texts in few_shot(asked, examples, asking) for text in texts]
-    greedy = _right(opened, asked, prompts, asking, Sampling(temperature=0.0, max_tokens=asking.max_tokens))
+    greedy = _right(opened, asked, prompts, asking, Sampling(temperature=0.0, max_tokens=asking.max_tokens), 1)
     sampling = Sampling(temperature=asking.temperature, max_tokens=asking.max_tokens, seed=asking.seed)
-    drawn = _right(opened, asked, [p for p in prompts for _ in range(asking.samples)], asking, sampling)
+    drawn = _right(opened, asked, prompts, asking, sampling, asking.samples)
     return [
         Known(float(g), float(s), category_of(float(g), float(s)))
         for g, s in zip(greedy.mean(1), drawn.mean(1), strict=True)
@@ -137,12 +137,13 @@ def _shown(form: str, example: Question) -> str:
 
 
 def _right(
-    opened: Opened, asked: Sequence[Question], prompts: Sequence[str], asking: Asking, sampling: Sampling
+    opened: Opened, asked: Sequence[Question], prompts: Sequence[str], asking: Asking, sampling: Sampling, samples: int
 ) -> np.ndarray:
-    """[questions, prompts of each] bool: whether what follows the prompt is right, up to what ends an answer."""
+    """[questions, answers to each] bool: whether what follows each prompt, `samples` times, is right up to its end."""
     if not asked:
         return np.zeros((0, 1), dtype=bool)
-    end, each = asking.form.partition("{answer}")[2].partition("{question}")[0], len(prompts) // len(asked)
-    told = continue_text(chat_engine(opened.model, opened.tokenizer), opened.tokenizer, prompts, sampling)
+    end, each = asking.form.partition("{answer}")[2].partition("{question}")[0], len(prompts) // len(asked) * samples
+    engine = chat_engine(opened.model, opened.tokenizer)
+    told = continue_text(engine, opened.tokenizer, prompts, sampling, samples)
     flags = [is_right(a.text.split(end)[0], asked[i // each].answers) for i, a in enumerate(told)]
     return np.array(flags).reshape(len(asked), each)

@@ -28,7 +28,6 @@ from fledge.generate.sampling import Sampling
 from fledge.generate.scoring import Asked, score
 from fledge.probe.reading import float32_logits, in_float32
 
-_FORWARD_TOKENS = 8192  # positions of one forward pass
 Ids = Sequence[int]
 
 
@@ -165,13 +164,12 @@ class Gcg:
         start = torch.full((rows, 1), self.bos, device=self.device)
         return torch.cat((start, prompts, self.target[:-1].expand(rows, -1)), 1)
 
-    def _read(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """States [B,T,D] -> nats [B] of the target in the mean, and whether each of its tokens is the likeliest [B]."""
+    def _loss(self, hidden: Tensor) -> Tensor:
+        """States [R,T,D] -> nats [R] of the target in the mean."""
         wanted = self.target.expand(len(hidden), -1)
         states = hidden[:, -len(self.target) :]
         logits = float32_logits(self.model, states.float().flatten(0, 1)).view(*states.shape[:2], -1)
-        loss = functional.cross_entropy(logits.transpose(1, 2), wanted, reduction="none").mean(1)
-        return loss, (logits.argmax(-1) == wanted).all(1)
+        return functional.cross_entropy(logits.transpose(1, 2), wanted, reduction="none").mean(1)
 
     def gradient(self, prompts: Tensor) -> Tensor:
         """[R,n,A]: how the loss changes, to first order, with the weight of each allowed token at each place."""
@@ -184,19 +182,18 @@ class Gcg:
         hook = self.model.layers[0].register_forward_pre_hook(catch)
         try:
             with torch.enable_grad():
-                loss, _ = self._read(self.model.hidden(self._rows(prompts)))
+                loss = self._loss(self.model.hidden(self._rows(prompts)))
                 (slope,) = torch.autograd.grad(loss.sum(), leaves)
         finally:
             hook.remove()
         rows = self.model.embed(self.allowed, torch.float32).detach()  # scaled as the model reads them
         return slope[:, 1 : 1 + prompts.shape[1]].float() @ rows.T
 
-    @torch.no_grad()
     def losses(self, prompts: Tensor) -> tuple[Tensor, Tensor]:
-        """[B,n] -> loss [B] and success [B]."""
-        size = max(1, _FORWARD_TOKENS // (prompts.shape[1] + len(self.target)))
-        parts = [self._read(self.model.hidden(self._rows(part))) for part in prompts.split(size)]
-        return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+        """[B,n] -> loss [B] in nats per token and success [B], on the CPU."""
+        target = self.target.tolist()
+        scored = score(self.model, [Asked([self.bos, *prompt], target) for prompt in prompts.tolist()])
+        return torch.tensor([-s.logp / len(target) for s in scored]), torch.tensor([s.greedy for s in scored])
 
     def _candidates(self, prompts: Tensor) -> Tensor:
         """[R,C,n]: each prompt with one token replaced by one of the `top` that the gradient names there."""
@@ -219,7 +216,7 @@ class Gcg:
             loss, good = self.losses(tried.flatten(0, 1))
             if good.any():
                 return tried.flatten(0, 1)[int(good.nonzero()[0])].tolist()
-            best = loss.view(tried.shape[:2]).argmin(1)
+            best = loss.view(tried.shape[:2]).argmin(1).to(self.device)
             prompts = tried[torch.arange(len(tried), device=self.device), best]
         return None
 
@@ -237,7 +234,7 @@ def compress(
     if not isinstance(model, Transformer):
         raise ValueError(f"{type(model).__name__}: prompts are searched by the gradient of a model of our families")
     _check(model, [target])
-    one, tried = one_token_prompt(model, bos, target, allowed), [1]
+    one, tried = one_token_prompt(in_float32(model), bos, target, allowed), [1]
     if one is not None:
         return Compressed(float(len(target)), [one], True, tried)
     gcg, best = Gcg(model, bos, target, allowed, search), None

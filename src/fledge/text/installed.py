@@ -1,14 +1,16 @@
 """Real text that is on every machine: the source files of Python itself and of packages that are installed.
 
 Which files there are differs a little with the version of Python and how it was packaged, so say with a result what was
-read (`content`). Tests, generated tables and parts that some systems package apart are left out.
+read (`content`, `versions`). Tests, generated tables and parts that some systems package apart are left out.
 """
 
 from __future__ import annotations
 
+import platform
 import sysconfig
 from collections.abc import Iterable, Iterator, Sequence
 from hashlib import sha256
+from importlib.metadata import packages_distributions, version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -41,6 +43,13 @@ def python_sources(packages: Sequence[str] = ()) -> Iterator[Document]:
             text = path.read_text("utf-8", "replace")
             if text.strip():
                 yield Document(text, prefix + "/".join(parts))
+
+
+def versions(packages: Sequence[str] = ()) -> dict[str, str]:
+    """Versions of Python and of what provides each of `packages`; "" where no distribution says that it does."""
+    providers = packages_distributions() if packages else {}
+    known = {name: version(providers[name][0]) if name in providers else "" for name in packages}
+    return {"python": platform.python_version()} | known
 
 
 def content(documents: Iterable[Document]) -> str:

@@ -1,0 +1,324 @@
+"""What S12 trains and asks: a base model that knows facts more or less well, and fine-tunings on them.
+
+The base model reads biographies of people, some often and some seldom, and questions with answers about other people: it
+can be asked with worked examples before any fine-tuning, as models that have read the web can.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fledge.core.config import Settings, TrainConfig
+from fledge.core.model import Shape
+from fledge.generate.chat import chat_engine, continue_text
+from fledge.generate.sampling import Sampling
+from fledge.generate.scoring import Asked, score
+from fledge.labs.bench import Bench
+from fledge.labs.cloze import fresh_start
+from fledge.probe.knowledge import CATEGORIES, Asking, Question, few_shot, is_right, knowledge
+from fledge.stages import pretrain, sft
+from fledge.stages.common import Parent, open_model
+from fledge.stages.evaluate import ask, rate
+from fledge.tasks.base import Example, user
+from fledge.text.template import fit_prompt
+from fledge.world.biographies import ATTRIBUTES, TELLINGS, Biography, People, Person, questions
+from fledge.world.dice import Dice
+
+FORM = "{question} {answer}."
+STYLED = " Of course! The answer is{answer}. I hope this helps."  # an answer begins with a space
+PARTS = ("train", "dev", "test")
+_GREEDY = Sampling(temperature=0.0, max_tokens=16)
+_ROUNDS = 8  # different documents that the same texts are put together to
+_CHOICES = 4
+
+Parts = Mapping[str, Mapping[str, "list[Item]"]]  # part: category: items
+
+
+class Setup(Settings, frozen=True, kw_only=True):
+    """People, how often they are told of, how their facts are sorted, and how some are taught."""
+
+    people: int = 400
+    "Invented people whose facts are sorted, taught and asked for."
+    most: int = 60
+    "Texts about the best-known person."
+    power: float = 0.7
+    "The person of rank r has most / r**power texts, and one at least."
+    asked: int = 100
+    "More people, five texts about each, of whom the base model's text holds questions with answers as well."
+    strangers: int = 40
+    "People whom no text tells of; a teacher's answers about them are imitated."
+    attributes: tuple[str, ...] = ("birthcity", "major", "employer")
+    "Facts of a person: two or more of birthcity, university, major and employer."
+    together: int = 5
+    "Most texts in one document."
+    questions: float = 0.25
+    "Share of pretraining tokens that are questions with answers."
+    tokens: int = 3_000_000
+    "Tokens of pretraining."
+    size: str = "pocket"
+    "Model size."
+    lr: float = 4e-3
+    "Peak learning rate of pretraining."
+    batch_tokens: int = 4096
+    "Tokens of a pretraining step."
+    prompts: int = 5
+    "Prompts for each fact when they are sorted."
+    shots: int = 4
+    "Worked examples in a prompt."
+    samples: int = 8
+    "Sampled answers to each prompt."
+    taught: int = 100
+    "Facts taught to each arm, at most; all arms have as many."
+    early: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)
+    "Times the questions are read, of which the dev set chooses."
+    epochs: float = 50.0
+    "Times they are read until convergence."
+    shares: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75)
+    "Shares of Unknown facts in mixtures; all of them is the arm called Unknown."
+    choice_epochs: float = 8.0
+    "Times the questions are read by the arms of the four choices, and a teacher's answers by the one that imitates."
+    sft_lr: float = 3e-4
+    "Peak learning rate of fine-tuning."
+    sft_batch_tokens: int = 512
+    "Positions of a fine-tuning step."
+
+    def problems(self) -> list[str]:
+        fitting = ("birthcity", "university", "major", "employer")
+        low = [f"{n} = {getattr(self, n)}: must be at least {least}" for n, least in
+               (("people", 20), ("asked", 8), ("strangers", 1)) if getattr(self, n) < least]  # fmt: skip
+        if len(self.attributes) < 2 or [a for a in self.attributes if a not in fitting]:
+            low.append(f"attributes = {self.attributes}: must be two or more of {', '.join(fitting)}")
+        if not self.early or max(self.early) >= self.epochs:
+            low.append(f"early = {self.early}: must be below epochs, {self.epochs:g}")
+        return low
+
+
+class Item(NamedTuple):
+    """A fact of a person, asked for in one of three forms."""
+
+    person: Person
+    attribute: str
+
+    @property
+    def pair(self) -> tuple[str, str]:
+        """(question, answer); an answer begins with a space, as the value does in a text."""
+        forms = questions(self.person, self.attribute)
+        question, answer = forms[(self.person.number + ATTRIBUTES.index(self.attribute)) % len(forms)]
+        return question, f" {answer}"
+
+    @property
+    def question(self) -> Question:
+        """As the base model's text puts it."""
+        question, answer = self.pair
+        return Question(f" {question}", (answer.strip(),), self.attribute)
+
+
+class Cast(NamedTuple):
+    """All people of a seed, and the first of each group of them."""
+
+    people: People
+    setup: Setup
+
+    def items(self, group: str) -> list[Item]:
+        """Facts of those who are `sorted`, `asked` in the text, or `strangers`."""
+        first, after = self.setup.people, self.setup.people + self.setup.asked
+        span = {"sorted": slice(first), "asked": slice(first, after), "strangers": slice(after, None)}[group]
+        return [Item(p, a) for p in self.people.all[span] for a in self.people.attributes]
+
+
+def cast(setup: Setup, seed: int) -> Cast:
+    return Cast(People(setup.people + setup.asked + setup.strangers, seed, setup.attributes), setup)
+
+
+def told_often(setup: Setup, people: People) -> Iterator[Biography]:
+    """most / rank**power texts about each person, five about those asked; versions of multi5+permute in turn."""
+    telling = TELLINGS["multi5+permute"]
+    for rank, person in enumerate(people.all[: setup.people + setup.asked], 1):
+        copies = max(1, int(setup.most / rank**setup.power)) if rank <= setup.people else telling.versions
+        for copy in range(copies):
+            yield people.biography(person, telling, copy % telling.versions)
+
+
+def documents(texts: Sequence[str], most: int, dice: Dice) -> list[str]:
+    """The texts in random order, 1 to `most` of them in a document: worked examples about others are then nothing new."""
+    left, found = dice.shuffled(texts), []
+    while left:
+        size = 1 + dice.below(most)
+        found.append("".join(left[:size]))
+        left = left[size:]
+    return found
+
+
+def raise_base(setup: Setup, cast: Cast, bench: Bench) -> Path:
+    """The base model; its tokenizer knows every word that is ever asked or answered, whole."""
+    dice, told = Dice(bench.seed, 142), [b.text for b in told_often(setup, cast.people)]
+    asked = {
+        a: [f" {q} {v}." for i in cast.items("asked") if i.attribute == a for q, v in questions(*i)]
+        for a in setup.attributes
+    }
+    rounds = range(_ROUNDS)
+    texts = {
+        "told": [t for _ in rounds for t in documents(told, setup.together, dice)],
+        "asked": [t for _ in rounds for some in asked.values() for t in documents(some, setup.shots + 2, dice)],
+        "words": [q + STYLED.format(answer=a) for group in ("sorted", "strangers") for q, a in
+                  (i.pair for i in cast.items(group))],
+    }  # fmt: skip
+    files = {name: bench.write(name, [{"text": t} for t in some]) for name, some in texts.items()}
+    shape = Shape(size=setup.size, context_tokens=128)
+    start = fresh_start(Path(bench.out("start")), list(files.values()), shape, 65_536, TrainConfig(seed=bench.seed))
+    recipe = pretrain.PretrainRecipe(
+        out=bench.out("base"), text=[files["told"], files["asked"]], weights=[1 - setup.questions, setup.questions],
+        parent=str(start), tokens=setup.tokens, mask_repeats=None,
+        train=TrainConfig(lr=setup.lr, optimizer="muon", batch_tokens=setup.batch_tokens, seed=bench.seed),
+    )  # fmt: skip
+    return pretrain.run(recipe, quiet=True)
+
+
+def asking(setup: Setup, seed: int, prompts: int | None = None) -> Asking:
+    """How the base model is asked."""
+    return Asking(prompts=prompts or setup.prompts, shots=setup.shots, samples=setup.samples, form=FORM, max_tokens=2, seed=seed)
+
+
+def sort_items(setup: Setup, base: Parent, cast: Cast, seed: int) -> dict[str, dict[str, list[list[Any]]]]:
+    """{"train"|"dev"|"test": {category: [[person, attribute], ...]}}: of ten facts 5, 1 and 4, by chance."""
+    items, shown = cast.items("sorted"), [i.question for i in cast.items("asked")]
+    known = knowledge(base, [i.question for i in items], shown, asking(setup, seed))
+    dice = Dice(seed, 140)
+    found: dict[str, dict[str, list[list[Any]]]] = {part: {c: [] for c in CATEGORIES} for part in PARTS}
+    for i in dice.shuffled(range(len(items))):
+        part = PARTS[(5, 6, 10).index(next(end for end in (5, 6, 10) if dice.below(10) < end))]
+        found[part][known[i].category].append([items[i].person.number, items[i].attribute])
+    return found
+
+
+def taught(setup: Setup, bench: Bench, base: str, name: str, pairs: Sequence[tuple[str, str]], epochs: float) -> Parent:
+    """The base model after reading these questions and answers so many times."""
+    rows = [{"messages": [*user(q), {"role": "assistant", "content": a}]} for q, a in pairs]
+    recipe = sft.SftRecipe(
+        out=bench.out(f"{name}-{epochs:g}"), parent=base, chats=[bench.write(f"chats-{name}", rows)], epochs=epochs,
+        train=TrainConfig(lr=setup.sft_lr, weight_decay=0.0, batch_tokens=setup.sft_batch_tokens, seed=bench.seed),
+    )  # fmt: skip
+    return open_model(sft.run(recipe, quiet=True), precision="float32")
+
+
+def told(opened: Parent, items: Sequence[Item]) -> list[str]:
+    """What a fine-tuned model answers."""
+    examples = [
+        Example(id=str(n), prompt=user(i.pair[0]), answers=(i.pair[1],), kind="person", language="en")
+        for n, i in enumerate(items)
+    ]
+    return [answer.text for answer in ask(opened, examples, _GREEDY)]
+
+
+def right(opened: Parent, items: Sequence[Item]) -> float | None:
+    """Share of the items answered exactly; None without any."""
+    return rate(text == i.pair[1] for text, i in zip(told(opened, items), items, strict=True))
+
+
+def by_category(opened: Parent, test: Mapping[str, Sequence[Item]]) -> dict[str, float | None]:
+    """Share of each category answered exactly, and `all`: the mean of the categories that there are."""
+    found = {c: right(opened, some) for c, some in test.items()}
+    return found | {"all": rate(share for share in found.values() if share is not None)}
+
+
+def arm(setup: Setup, bench: Bench, base: str, name: str, items: Sequence[Item], parts: Parts) -> dict[str, Any]:
+    """Right answers after each length of training, and which length the dev set chooses."""
+    dev, found = [i for some in parts["dev"].values() for i in some], []
+    for epochs in (*setup.early, setup.epochs):
+        opened = taught(setup, bench, base, name, [i.pair for i in items], epochs)
+        found.append({"epochs": epochs, "train": right(opened, items), "dev": right(opened, dev),
+                      "test": by_category(opened, parts["test"])})  # fmt: skip
+    best = max(range(len(setup.early)), key=lambda i: found[i]["dev"] or 0.0)
+    return {"curve": found, "early": found[best], "converged": found[-1]}
+
+
+def mixtures(setup: Setup, bench: Bench, base: str, size: int, parts: Parts) -> list[list[float | None]]:
+    """[share of Unknown, mean of the categories at convergence] of `size` facts; the rest is of the other three alike."""
+    found, dice = [], Dice(bench.seed, 143)
+    known = [dice.shuffled(some) for c, some in parts["train"].items() if c != "Unknown" and some]
+    turns = [item for row in zip(*known, strict=False) for item in row]
+    for share in setup.shares:
+        unknown = round(share * size)
+        items = [*parts["train"]["Unknown"][:unknown], *turns[: size - unknown]]
+        opened = taught(setup, bench, base, f"mix-{share:g}", [i.pair for i in items], setup.epochs)
+        found.append([unknown / size, by_category(opened, parts["test"])["all"]])
+    return found
+
+
+def choices(opened: Parent, prompts: Sequence[Sequence[int]], options: Sequence[Sequence[str]]) -> list[int]:
+    """Which of its options the model finds likeliest after each prompt."""
+    ids = [opened.tokenizer.encode_batch([f" {o}" for o in some]) for some in options]
+    scored = score(opened.model, [Asked(p, o) for p, some in zip(prompts, ids, strict=True) for o in some])
+    logps, found = iter(s.logp for s in scored), []
+    for some in ids:
+        values = [next(logps) for _ in some]
+        found.append(values.index(max(values)))
+    return found
+
+
+def agreement(setup: Setup, bench: Bench, base: str, cast: Cast, parts: Parts) -> dict[str, Any]:
+    """HAR, INC and SELF: right choices of four after fine-tuning on what the base model chooses right, wrong, and itself."""
+    dice, opened = Dice(bench.seed, 144), open_model(base, precision="float32")
+    train = dice.shuffled([i for some in parts["train"].values() for i in some])
+    offered = [_options(i, cast.people, dice) for i in train]
+    shown = [i.question for i in cast.items("asked")]
+    texts = [t for t, in few_shot([i.question for i in train], shown, asking(setup, bench.seed, 1))]
+    prompts = [[opened.tokenizer.bos, *ids] for ids in opened.tokenizer.encode_batch(texts)]
+    chosen = choices(opened, prompts, offered)
+    rows = [(i.pair[0], f" {some[0]}", f" {some[c]}") for i, some, c in zip(train, offered, chosen, strict=True)]
+    har, inc = ([row for row in rows if (row[1] == row[2]) is good] for good in (True, False))
+    size = min(setup.taught, len(har), len(inc))
+    sets = {"HAR": [r[:2] for r in har[:size]], "INC": [r[:2] for r in inc[:size]],
+            "SELF": [(q, own) for q, _, own in inc[:size]]}  # fmt: skip
+    test = {c: [(i, _options(i, cast.people, dice)) for i in some] for c, some in parts["test"].items()}
+    found: dict[str, Any] = {"size": size, "base": len(har) / len(rows)}
+    for name, pairs in sets.items():
+        tuned = taught(setup, bench, base, name, pairs, setup.choice_epochs) if pairs else opened
+        found[name] = rate(_chosen_right(tuned, some) for some in test.values() if some)
+    return found
+
+
+def _options(item: Item, people: People, dice: Dice) -> list[str]:
+    """The value first, then others of its kind."""
+    value = item.person.values[item.attribute].en
+    others = [name.en for name in people.pools[item.attribute] if name.en != value]
+    return [value, *dice.sample(others, _CHOICES - 1)]
+
+
+def _chosen_right(opened: Parent, asked: Sequence[tuple[Item, list[str]]]) -> float:
+    room = opened.model.config.context_tokens - 8
+    prompts = [fit_prompt(opened.tokenizer, user_turn(i), room)[0] for i, _ in asked]
+    return float(rate(c == 0 for c in choices(opened, prompts, [some for _, some in asked])))
+
+
+def imitation(setup: Setup, bench: Bench, base: str, cast: Cast, parts: Parts) -> dict[str, Any]:
+    """Style and facts, before and after imitating a teacher's answers about people whom the base model never met.
+
+    Before, facts are asked for with worked examples, and style in the chat template.
+    """
+    opened = open_model(base, precision="float32")
+    strangers, test = cast.items("strangers")[: setup.taught], [i for some in parts["test"].values() for i in some]
+    pairs = [(q, STYLED.format(answer=a)) for q, a in (i.pair for i in strangers)]
+    student = taught(setup, bench, base, "imitation", pairs, setup.choice_epochs)
+    shown = [i.question for i in cast.items("asked")]
+    texts = [t for t, in few_shot([i.question for i in test], shown, asking(setup, bench.seed, 1))]
+    engine = chat_engine(opened.model, opened.tokenizer)
+    plain = continue_text(engine, opened.tokenizer, texts, Sampling(temperature=0.0, max_tokens=2))
+    after, head = told(student, test), STYLED.partition("{answer}")
+    return {
+        "facts_before": rate(is_right(t.text.split(".")[0], i.question.answers) for t, i in zip(plain, test, strict=True)),
+        "facts_after": rate(
+            is_right(text.removeprefix(head[0]).split(".")[0], i.question.answers) for text, i in zip(after, test, strict=True)
+        ),
+        "style_before": rate(styled(text) for text in told(opened, test)),
+        "style_after": rate(styled(text) for text in after),
+        "rows": len(pairs),
+    }  # fmt: skip
+
+
+def styled(text: str) -> bool:
+    """Whether an answer begins and ends as the teacher's do."""
+    head, _, tail = STYLED.partition("{answer}")
+    return text.startswith(head) and text.endswith(tail)
