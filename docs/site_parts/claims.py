@@ -48,8 +48,7 @@ def parts(name: str) -> tuple[str, str, str]:
     else:
         head += f'!!! note "Not run yet"\n\n    `fledge lab run {name}` measures it.\n\n'
         drawn = ""
-    said = cleandoc(entry.load().__doc__ or "").partition(": ")[2]
-    said = said[:1].upper() + said[1:]
+    said = cleandoc(entry.load().__doc__ or "").partition("\n\n")[2]  # the claim has been told
     module = entry.load()
     own = [part for part in ("Setup", "measure", "judge") if getattr(module, part).__module__ == module.__name__]
     code = sources.source(f"labs/{entry.module}.py", *own)

@@ -1192,9 +1192,7 @@ def laws(files: Texts = ..., *, out: Text | None = None, compute: float | Sequen
         Read, fit, print and write; returns what laws.json holds.
     """
 
-def knowledge(run: Text, *, prompts: int = 10, shots: int = 4, samples: int = 16, temperature: float = 0.5, form: Text = "Q: {question}
-A: {answer}
-", max_tokens: int = 16, seed: int = 0, data: Texts, examples: Texts = ..., count: int | None = None, out: Text | None = None, device: Text = "auto") -> dict[str, Any]:
+def knowledge(run: Text, *, prompts: int = 10, shots: int = 4, samples: int = 16, temperature: float = 0.5, form: Text = "Q: {question}\nA: {answer}\n", max_tokens: int = 16, seed: int = 0, data: Texts, examples: Texts = ..., count: int | None = None, out: Text | None = None, device: Text = "auto") -> dict[str, Any]:
     """Sort questions by how surely a model knows the answer: `fledge knowledge RUN --data questions.jsonl --out known.jsonl`.
 
     `fledge knowledge` in Python: which facts a model knows always, sometimes, hardly or not at all.
@@ -1204,9 +1202,7 @@ A: {answer}
         shots: Worked examples in a prompt, of the same relation. [4]
         samples: Sampled answers to each prompt. [16]
         temperature: Temperature of the samples. [0.5]
-        form: How a question and its answer stand in a prompt; what follows {answer} there ends an answer. [Q: {question}
-    A: {answer}
-    ]
+        form: How a question and its answer stand in a prompt; what follows {answer} there ends an answer. ["Q: {question}\\nA: {answer}\\n"]
         max_tokens: Longest answer in tokens. [16]
         seed: Seed of the choice of examples and of the samples. [0]
         run: Run or checkpoint; imported ones, too. [required]

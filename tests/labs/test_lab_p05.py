@@ -89,6 +89,7 @@ def planted(setup, law, half):
     ]  # fmt: skip
     rates = [{"rate": r, "width": w, "loss": 2.0} for r in setup.rates for w in (16, 48)]
     return {
+        "text": {"versions": {"python": "3.11.7"}},
         "curves": curves,
         "held": held,
         "repeats": repeats,

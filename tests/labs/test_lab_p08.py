@@ -19,17 +19,30 @@ def told(little_journey, tmp_path_factory) -> dict:
 
 
 def test_every_model_and_sampler_is_judged(told):
-    for who in ("base", "sft", "rl"):
+    for who in ("base", "rl"):
         shares = [share for _, share in told[who]["pass"]]
         assert shares == sorted(shares) and 0 <= shares[0] and shares[-1] <= 1
-    for who in ("samplers", "samplers sft"):
-        assert set(told[who]) == {"low 4", "power 4"} and all(
-            0 <= s["right"] <= s["answers"] for s in told[who].values()
-        )
+    assert set(told["samplers"]) == {"low 4", "power 4", "power 4, cold"}
+    assert all(0 <= s["right"] <= s["answers"] for s in told["samplers"].values())
     assert all(rank >= 1 and 0 <= p <= 1 for rank, p in told["rank"])
     found = p08_latent.judge(TINY, [told, told])
-    assert len(found.numbers) <= 8 and sum(check.core for check in found.checks) == 7
+    assert len(found.numbers) <= 8 and sum(check.core for check in found.checks) == 9
     assert p08_latent.draw(TINY, [told, told]).startswith("<svg")
+
+
+def test_right_is_a_straight_answer_with_the_right_value_alone(world):
+    example = next(e for e in p08_latent.questions(world, TINY, 0) if e.language == "en")
+    value, other = example.meta["value"], next(v for v in example.meta["choices"] if v != example.meta["value"])
+    for text, holds in ((f" It is {value}.", True), (f"\n{value}.", True), (f" It is {other}.", False),
+                        (f" It is {value}. It is {other}.", False), (f"\n(A) {value} (B) {other}", False)):  # fmt: skip
+        assert p08_latent.right(example, text) == holds, text
+
+
+def test_an_answer_begun_stops_at_its_name(world):
+    for example in p08_latent.questions(world, p08_latent.Setup(well_read=1), 0):
+        head, name = p08_latent.opening(example)
+        start = example.prompt[-1]["content"] + (" It is" if example.language == "en" else "是")
+        assert head.startswith(start) and name.strip() and (head + name).endswith(example.meta["value"][-3:])
 
 
 def test_the_trap_is_one_and_chains_escape_from_it():

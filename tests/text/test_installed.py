@@ -1,8 +1,11 @@
 """Python's own source as text."""
 
+import platform
+
+import msgspec
 import pytest
 
-from fledge.text.installed import content, python_sources
+from fledge.text.installed import content, python_sources, versions
 
 
 def test_the_standard_library_is_text_that_is_always_there():
@@ -21,3 +24,8 @@ def test_packages_come_after_it_and_must_be_there():
     assert names[-1].startswith("msgspec/") and "abc.py" in names
     with pytest.raises(ValueError, match="'no_such_package': not installed"):
         list(python_sources(["no_such_package"]))
+
+
+def test_versions_are_those_of_what_is_read():
+    assert versions() == {"python": platform.python_version()}
+    assert versions(["msgspec", "json"]) == versions() | {"msgspec": msgspec.__version__, "json": ""}

@@ -100,6 +100,25 @@ class Bench:
             self.shared_spent -= start - Spent.now()
         return folder
 
+    def longer_base(self, tokens: int) -> Path:
+        """The run of the journey's base after `tokens` more of its own text, by its own recipe; trained once for all labs.
+
+        A quick journey's base reads little: this one knows what its text says.
+        """
+        from fledge.stages import pretrain
+        from fledge.stages.common import read_recipe
+
+        journey = self.journey()
+        recipe = msgspec.convert(read_recipe(journey / "base")["recipe"], pretrain.PretrainRecipe)
+        train, folder = msgspec.structs.replace(recipe.train, steps=None), journey / f"base-and-{tokens}"
+        start = Spent.now()
+        pretrain.run(
+            msgspec.structs.replace(recipe, out=str(folder), parent=str(journey / "base"), tokens=tokens, train=train),
+            quiet=True,
+        )
+        self.shared_spent -= start - Spent.now()
+        return folder
+
 
 def _digest(value: Any) -> str:
     return sha256(canonical_json(value)).hexdigest()[:10]

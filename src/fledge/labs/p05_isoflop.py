@@ -324,6 +324,7 @@ def judge(setup: Setup, seeds: Sequence[dict[str, Any]]) -> Findings:
     per = number("best bytes per parameter, largest budget", [f.bytes_each for f in fits], "", "20 tokens of ~4 bytes")
     lost = number("what the chosen rate loses against the best of each size", [_lost(found) for found in seeds], "%")
     held = f"{setup.beyond:g} times the largest budget"
+    read = ", ".join(f"{name} {number}" for name, number in seeds[0]["text"]["versions"].items())
     return Findings(
         numbers=[exponent, by_law, bare, per, error, gap_few, gap_many, half],
         checks=[
@@ -341,7 +342,7 @@ def judge(setup: Setup, seeds: Sequence[dict[str, Any]]) -> Findings:
             f"{error.mean:.1%}. Reading the same {setup.unique:,} bytes {few} times costs {gap_few.mean:.1%} of the loss that "
             f"fresh text gives, {many} times {gap_many.mean:.0%}. By arithmetic alone, text for 15 trillion tokens of 300 "
             f"lasts {years_left(15e12, 300e12, 2.4):.1f} years if sets grow 2.4 times a year, {years_left(15e12, 300e12, 10):.1f} "
-            "if they grow tenfold."
+            "if they grow tenfold." + (f" The text is the source of {read}." if read else "")
         ),
     )
 

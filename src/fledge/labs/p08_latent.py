@@ -25,6 +25,7 @@ import msgspec
 import numpy as np
 
 from fledge.core.config import Settings, TrainConfig
+from fledge.feedback.rewards import Rule
 from fledge.generate.chat import chat_engine
 from fledge.generate.power import EngineWriter, PowerSampling, power_sample
 from fledge.generate.sampling import Sampling, uniforms
@@ -33,15 +34,21 @@ from fledge.labs.verdict import Findings, Number, at_least, at_most, difference
 from fledge.probe.pass_at_k import curve, doublings, first_token_rank
 from fledge.stages import reinforce
 from fledge.stages.common import Parent, open_model
-from fledge.stages.evaluate import messages_of, rate, sample_of
+from fledge.stages.evaluate import rate, sample_of
+from fledge.stages.material import WELL_READ
+from fledge.stages.observer import Questions
 from fledge.stages.panels import Line, Panel, panel_chart
 from fledge.stages.worlds import world_behind
 from fledge.tasks.base import Example
 from fledge.tasks.world_tasks import is_straight_answer
-from fledge.text.template import fit_prompt
 from fledge.world.answers import named
-from fledge.world.facts import bare
+from fledge.world.facts import RELATIONS, bare
+from fledge.world.questions import fact_question
+from fledge.world.relations import LANGUAGES
+from fledge.world.style import IT_IS
 from fledge.world.world import World
+
+_FORMS = 4  # of a question
 
 
 class Setup(Settings, frozen=True, kw_only=True):
@@ -49,18 +56,24 @@ class Setup(Settings, frozen=True, kw_only=True):
 
     asked: int = 200
     "Test questions, at most."
-    well_read: int = 8
+    well_read: int = WELL_READ
     "Statements in the text from which a fact is asked about."
     samples: int = 64
     "Answers to each question for pass@k."
     max_tokens: int = 32
     "Longest answer in tokens."
+    more_tokens: int = 4_000_000
+    "Tokens of its text that the base reads after the journey."
     alphas: list[float] = msgspec.field(default_factory=lambda: [4.0, 2.0])
     "Powers; the first is the one that is judged."
     blocks: int = 4
     "Blocks of a chain."
     steps: int = 10
     "Steps after each block."
+    proposal: float = 1.0
+    "Temperature of the chains' proposals; 1/alpha, as in the paper, is measured beside it."
+    repeats: int = 2
+    "Chains, and answers at a low temperature, to each question."
     updates: int = 40
     "Updates of GRPO."
     lr_rl: float = 2e-4
@@ -73,9 +86,9 @@ class Setup(Settings, frozen=True, kw_only=True):
 
 SCALES = {
     "pocket": Setup(),
-    "gpu": Setup(asked=1000, well_read=16, samples=256, updates=200),
+    "gpu": Setup(asked=1000, samples=256, updates=200),
     "tiny": Setup(
-        asked=8, well_read=1, samples=4, max_tokens=8, alphas=[4.0], blocks=2, steps=2, updates=1, chains=500,
+        asked=8, well_read=1, samples=4, max_tokens=8, more_tokens=8192, alphas=[4.0], blocks=2, steps=2, updates=1, chains=500,
         trap_steps=[0, 10],
     ),
 }  # fmt: skip
@@ -179,33 +192,45 @@ def trap(setup: Setup, seed: int) -> dict[str, Any]:
 
 
 def questions(world: World, setup: Setup, seed: int) -> list[Example]:
-    """Test questions about facts that the text states often."""
-    every = [q.example() for q in world.questions("test") if q.kind == "fact"]
-    return sample_of([e for e in every if e.meta["count"] >= setup.well_read], setup.asked, seed)
+    """Test questions in all four forms about facts that the text states often."""
+    found = [
+        fact_question(fact, language, form, world.pools).example()
+        for fact in world.facts
+        for language in LANGUAGES
+        for form in range(_FORMS)
+        if fact.split == "test" and fact.count[language] >= setup.well_read
+    ]
+    return sample_of(found, setup.asked, seed)
 
 
 def right(example: Example, text: str) -> bool:
-    """Whether a text answers straight away, with the right value."""
-    return is_straight_answer(example, text) and bool(named(text, (example.meta["value"],)))
+    """Whether a text answers straight away and names the right value and no other."""
+    return is_straight_answer(example, text) and named(text, example.meta["choices"]) == [example.meta["value"]]
 
 
-def plain(opened: Parent, asked: Sequence[Example]) -> list[list[int]]:
-    """Questions as a base reads them: a line of text each."""
-    texts = opened.tokenizer.encode_batch([e.prompt[-1]["content"] + "\n" for e in asked])
-    return [[opened.tokenizer.bos, *ids] for ids in texts]
+def plain(opened: Parent, texts: Sequence[str]) -> list[list[int]]:
+    """Texts as a base reads them."""
+    return [[opened.tokenizer.bos, *ids] for ids in opened.tokenizer.encode_batch(list(texts))]
 
 
-def chat(opened: Parent, asked: Sequence[Example], max_tokens: int) -> list[list[int]]:
-    """Questions through the template."""
-    room = opened.model.config.context_tokens - max_tokens
-    return [fit_prompt(opened.tokenizer, messages_of(e), room)[0] for e in asked]
+def prompts_of(opened: Parent, asked: Sequence[Example]) -> list[list[int]]:
+    """Questions as they stand on a web page: what follows them is up to the model, a new line included."""
+    return plain(opened, [e.prompt[-1]["content"] for e in asked])
 
 
-def counted(
-    opened: Parent, asked: Sequence[Example], prompts: list[list[int]], setup: Setup, seed: int
-) -> dict[str, Any]:
+def opening(example: Example) -> tuple[str, str]:
+    """A question with an answer begun as far as the name, and the name: "... It is Mount", " Fafen"."""
+    value, language, known = example.meta["value"], example.language, RELATIONS[example.meta["relation"]]
+    name = bare(value).removeprefix(known.value_en.split("{}")[0])
+    head = IT_IS[language].split("{}")[0] + value[: value.index(name)]
+    gap = " " if language == "en" else ""
+    return (example.prompt[-1]["content"] + gap + head).rstrip(), gap + name
+
+
+def counted(opened: Parent, asked: Sequence[Example], setup: Setup, seed: int) -> dict[str, Any]:
     """pass@k from samples at temperature 1, with the likeliest sample's and the greedy answer's rate."""
     engine, decode = chat_engine(opened.model, opened.tokenizer), opened.tokenizer.decode
+    prompts = prompts_of(opened, asked)
     greedy = [
         decode(c.tokens) for c in engine.generate(prompts, Sampling(temperature=0.0, max_tokens=setup.max_tokens))
     ]
@@ -220,29 +245,32 @@ def counted(
         "answers": rate(is_straight_answer(e, texts[r]) for e, row in zip(asked, rows, strict=True) for r in row),
         "pass": [[k, p] for k, p in curve([sum(f) for f in flags], setup.samples).items()],
         "best of n": [
-            [n, rate(f[int(np.argmax([sum(done[r].logp) for r in row[:n]]))] for f, row in zip(flags, rows, strict=True))]
+            [n, rate(f[int(np.argmax([done[r].logp for r in row[:n]]))] for f, row in zip(flags, rows, strict=True))]
             for n in doublings(setup.samples)
         ],
         "tokens": float(np.mean([len(c.tokens) for c in done])), "shown": greedy[:4],
     }  # fmt: skip
 
 
-def samplers(
-    base: Parent, asked: Sequence[Example], prompts: list[list[int]], setup: Setup, seed: int
-) -> dict[str, Any]:
+def samplers(base: Parent, asked: Sequence[Example], setup: Setup, seed: int) -> dict[str, Any]:
     """Right answers by temperature 1/alpha and by chains, with the tokens an answer cost."""
     engine, decode, found = chat_engine(base.model, base.tokenizer), base.tokenizer.decode, {}
+    again = [e for e in asked for _ in range(setup.repeats)]
+    prompts = prompts_of(base, again)
     for alpha in setup.alphas:
         low = Sampling(temperature=1 / alpha, max_tokens=setup.max_tokens, seed=seed)
-        done = engine.generate(prompts, low, samples=4)
-        found[f"low {alpha:g}"] = _rates([e for e in asked for _ in range(4)], [decode(c.tokens) for c in done])
-        how = PowerSampling(alpha=alpha, steps=setup.steps, blocks=setup.blocks, max_tokens=setup.max_tokens, seed=seed)
-        drawn = power_sample(EngineWriter(engine), prompts, how)
-        texts = [decode(d.tokens) for d in drawn]
-        found[f"power {alpha:g}"] = _rates(asked, texts) | {
-            "taken": rate(d.taken for d in drawn), "tokens": rate(d.written for d in drawn), "shown": texts[:6],
-            "logp": rate(d.logp for d in drawn),
-        }  # fmt: skip
+        found[f"low {alpha:g}"] = _rates(again, [decode(c.tokens) for c in engine.generate(prompts, low)])
+        for name, temperature in ((f"power {alpha:g}", setup.proposal), (f"power {alpha:g}, cold", None)):
+            how = PowerSampling(
+                alpha=alpha, temperature=temperature, steps=setup.steps, blocks=setup.blocks,
+                max_tokens=setup.max_tokens, seed=seed,
+            )  # fmt: skip
+            drawn = power_sample(EngineWriter(engine), prompts, how)
+            texts = [decode(d.tokens) for d in drawn]
+            found[name] = _rates(again, texts) | {
+                "taken": rate(d.taken for d in drawn), "tokens": rate(d.written for d in drawn),
+                "logp": rate(d.logp for d in drawn), "shown": texts[:: max(1, len(texts) // 8)],
+            }  # fmt: skip
     return found
 
 
@@ -252,31 +280,38 @@ def _rates(asked: Sequence[Example], texts: Sequence[str]) -> dict[str, Any]:
 
 
 def measure(setup: Setup, bench: Bench) -> dict[str, Any]:
-    """The trap, the base under every sampler, and what fine-tuning and reinforcement make of it."""
+    """The trap, the base under every sampler, and what reinforcement makes of it."""
     found = {"trap": bench.keep("trap", lambda: trap(setup, bench.seed))}
-    journey = bench.journey()
-    world, base, tuned = world_behind(journey), open_model(journey / "base"), open_model(journey / "sft")
-    asked, seed = questions(world, setup, bench.seed), bench.seed
-    prompts = plain(base, asked)
-    starts = [base.tokenizer.encode(bare(e.meta["value"]))[:1] for e in asked]
-    found["rank"] = bench.keep("rank", lambda: first_token_rank(base.model, prompts, starts))
-    found["base"] = bench.keep("base", lambda: counted(base, asked, prompts, setup, seed))
-    found["samplers"] = bench.keep("samplers", lambda: samplers(base, asked, prompts, setup, seed))
-    chats = chat(tuned, asked, setup.max_tokens)
-    found["sft"] = bench.keep("sft", lambda: counted(tuned, asked, chats, setup, seed))
-    found["samplers sft"] = bench.keep("samplers sft", lambda: samplers(tuned, asked, chats, setup, seed))
+    world, path = world_behind(bench.journey()), bench.longer_base(setup.more_tokens)
+    base, seed = open_model(path), bench.seed
+    asked = questions(world, setup, seed)
+
+    def ranks() -> list[tuple[int, float]]:
+        heads, names = zip(*map(opening, asked), strict=True)
+        starts = [ids[:1] for ids in base.tokenizer.encode_batch(list(names))]
+        return first_token_rank(base.model, plain(base, heads), starts)
 
     def reinforced() -> dict[str, Any]:
-        rl = open_model(reinforce.run(recipe_rl(world, setup, bench, str(journey / "sft")), quiet=True))
-        return counted(rl, asked, chats, setup, seed)
+        recipe = recipe_rl(world, setup, bench, str(path))
+        done = reinforce.run(recipe, quiet=True, ask_about=lambda _, parent: to_answer(world, parent))
+        return counted(open_model(done), asked, setup, seed)
 
+    found["rank"] = bench.keep("rank", ranks)
+    found["base"] = bench.keep("base", lambda: counted(base, asked, setup, seed))
+    found["samplers"] = bench.keep("samplers", lambda: samplers(base, asked, setup, seed))
     return found | {"rl": bench.keep("rl", reinforced), "asked": len(asked)}
 
 
-def recipe_rl(world: World, setup: Setup, bench: Bench, parent: str) -> reinforce.ReinforceRecipe:
-    """GRPO on the training questions, rewarded for an accepted answer."""
+def to_answer(world: World, parent: Parent) -> Questions:
+    """Training questions as bare text, rewarded by `right`."""
     train = [q.example() for q in world.questions("train") if q.kind == "fact"]
-    rows = bench.write("train", [{"prompt": e.prompt[-1]["content"], "answers": list(e.answers)} for e in train])
+    rule = Rule("right", lambda example, answer: float(right(example, answer)))
+    return Questions(train, [], prompts_of(parent, train), 0, rule, {}, None, False, "p08 right")
+
+
+def recipe_rl(world: World, setup: Setup, bench: Bench, parent: str) -> reinforce.ReinforceRecipe:
+    """GRPO from the base, without any answer to imitate; `to_answer` says what is asked and rewarded."""
+    rows = bench.write("train", [{"prompt": q.text} for q in world.questions("train") if q.kind == "fact"])
     return reinforce.ReinforceRecipe(
         out=bench.out("rl-run"), parent=parent, prompts=[rows], reward=["exact"], max_tokens=setup.max_tokens,
         prompts_per_update=32, group_size=8, kl="measure",
@@ -287,77 +322,86 @@ def recipe_rl(world: World, setup: Setup, bench: Bench, parent: str) -> reinforc
 
 
 def judge(setup: Setup, seeds: Sequence[dict[str, Any]]) -> Findings:
-    """The greedy answer is seldom there, one of 64 mostly is; chains reach p^alpha; power beats plain sampling."""
+    """The greedy line is seldom an answer, one of 64 mostly is; chains reach p^alpha; power beats plain sampling."""
     of, alpha, k = seeds[0]["asked"], setup.alphas[0], setup.samples
 
     def number(label: str, values: Sequence[float], unit: Any = "%", paper: str | None = None) -> Number:
         return Number(label=label, by_seed=list(values), unit=unit, of=of if unit == "%" else None, paper=paper)
 
-    def passed(who: str, at: int) -> list[float]:
-        return [dict(map(tuple, s[who]["pass"]))[at] for s in seeds]
+    def passed(who: str, at: int, label: str, paper: str | None = None) -> Number:
+        return number(label, [_at(s[who]["pass"], at) for s in seeds], paper=paper)
 
-    greedy = number("base, greedy: right answers", [s["base"]["greedy"] for s in seeds])
-    answers = [s["base"]["greedy answers"] for s in seeds]
-    one, many = (
-        number("base, one sample", passed("base", 1), paper="49.6% (MATH500)"),
-        number(f"base, one of {k}", passed("base", k)),
-    )
-    power = number(
-        f"base, power {alpha:g}", [s["samplers"][f"power {alpha:g}"]["right"] for s in seeds], paper="74.8% (MATH500)"
-    )
-    low = number(f"base, temperature 1/{alpha:g}", [s["samplers"][f"low {alpha:g}"]["right"] for s in seeds])
-    rl, rl_many = (
-        number("after GRPO, one sample", passed("rl", 1), paper="78.5% (MATH500)"),
-        number(f"after GRPO, one of {k}", passed("rl", k)),
-    )
-    own, own_many = number("after SFT, one sample", passed("sft", 1)), number("", passed("sft", k))
-    own_power = number(f"after SFT, power {alpha:g}", [s["samplers sft"][f"power {alpha:g}"]["right"] for s in seeds])
+    def drawn(name: str, label: str, paper: str | None = None) -> Number:
+        return number(label, [s["samplers"][name]["right"] for s in seeds], paper=paper)
+
+    answers = number("base: greedy line is an answer", [s["base"]["greedy answers"] for s in seeds])
+    one = passed("base", 1, "base: one sample", "49.6% (MATH500)")
+    many = passed("base", k, f"base: one of {k}")
+    power = drawn(f"power {alpha:g}", f"base: power {alpha:g}", "74.8% (MATH500)")
+    low = drawn(f"low {alpha:g}", f"base: temperature 1/{alpha:g}")
+    n = _as_many(setup, seeds)
+    likely = number(f"base: likeliest of {n}", [_at(s["base"]["best of n"], n) for s in seeds])
+    rl, rl_many = passed("rl", 1, "GRPO: one sample", "78.5% (MATH500)"), passed("rl", k, f"GRPO: one of {k}")
     chains = [dict(map(tuple, s["trap"]["chains"])) for s in seeds]
     judged = min((n for n in setup.trap_steps if n >= 50), default=setup.trap_steps[-1])
     at_50 = Number(label="", by_seed=[c[judged] for c in chains])
     falls = Number(label="", by_seed=[c[setup.trap_steps[0]] - c[judged] for c in chains])
     apart = Number(label="", by_seed=[s["trap"]["low"] for s in seeds])
-    rank = float(np.mean([np.median([r for r, _ in s["rank"]]) for s in seeds]))
+    first = float(np.mean([np.mean([rank == 1 for rank, _ in s["rank"]]) for s in seeds]))
+    cold = float(np.mean([s["samplers"][f"power {alpha:g}, cold"]["right"] for s in seeds]))
     return Findings(
-        numbers=[greedy, one, power, many, own, own_power, rl, rl_many],
+        numbers=[answers, one, low, power, likely, many, rl, rl_many],
         checks=[
-            at_most("the base's greedy line is the answer in at most 20%", greedy, 0.20),
+            at_most("the base's greedy line is an answer in at most 20%", answers, 0.20),
             at_least(f"one of {k} samples is right in at least 70%", many, 0.70),
             at_least("power sampling is right more often than plain sampling", difference("", power, one), 1e-9),
             at_least("and not less often than a low temperature", difference("", power, low), 0.0),
             at_least("on the trap p^alpha and a low temperature differ", apart, 0.1),
             at_least("chains come closer with steps", falls, 1e-9),
             at_most(f"and are within 0.1 after {judged}", at_50, 0.1),
-            at_least("on the SFT model power sampling beats plain sampling", difference("", own_power, own), 1e-9, core=False),
-            at_least("GRPO raises one sample above the base's", difference("", rl, one), 1e-9, core=False),
-            at_most(f"but not one of {k} above the base's", difference("", rl_many, many), 0.02, core=False),
-            at_least("GRPO raises one sample above its start's", difference("", rl, own), 1e-9, core=False),
-            at_most(f"but not one of {k}, within 2 points", difference("", rl_many, own_many), 0.02, core=False),
+            at_least("GRPO raises one sample above the base's", difference("", rl, one), 1e-9),
+            at_most(f"but not one of {k}, within 2 points", difference("", rl_many, many), 0.02),
         ],
         said=(
-            f"Asked as text, the base answers {np.mean(answers):.0%} of the questions greedily and {greedy.mean:.0%} rightly; "
-            f"the right value's first token is at rank {rank:.0f}. One of {k} samples is right in {many.mean:.0%}. Power "
-            f"sampling takes one answer from {one.mean:.0%} (temperature 1) to {power.mean:.0%}, a low temperature to "
-            f"{low.mean:.0%}: it sharpens what a model says most, which in this base is no answer. In the SFT model, where it "
-            f"is one, power sampling goes from {own.mean:.0%} to {own_power.mean:.0%}, GRPO from there to {rl.mean:.0%} in one "
-            f"try and {rl_many.mean:.0%} in {k} (before: {own_many.mean:.0%}). In the trap chains come within "
-            f"{at_50.mean:.2f} of p^alpha; a low temperature stays {apart.mean:.2f} away."
+            f"The base's greedy line answers {answers.mean:.0%} of the questions, although it knows: with \"It is\" written "
+            f"for it, {first:.0%} of the names are its first choice, and one of {k} samples is right in {many.mean:.0%}. "
+            f"Power sampling takes one answer from {one.mean:.1%} (temperature 1) to {power.mean:.1%}; a low temperature, "
+            f"which goes for the likeliest token, gets {low.mean:.1%}. It is no magic: the likeliest of {n} samples, as many "
+            f"tokens, is right in {likely.mean:.1%}, and chains that propose at 1/{alpha:g} get {cold:.1%}. GRPO, rewarded "
+            f"for right answers and shown none, makes one sample {rl.mean:.0%} and one of {k} {rl_many.mean:.0%}: it brings "
+            f"out what was there. In the trap chains come within {at_50.mean:.2f} of p^alpha; a low temperature stays "
+            f"{apart.mean:.2f} away."
         ),
     )  # fmt: skip
 
 
+def _at(points: Sequence[Sequence[float]], x: int) -> float:
+    """The value at x of [x, value] rows."""
+    return dict(map(tuple, points))[x]
+
+
+def _as_many(setup: Setup, seeds: Sequence[dict[str, Any]]) -> int:
+    """The number of samples, of those measured, that costs about as many tokens as a power chain."""
+    spent = np.mean([s["samplers"][f"power {setup.alphas[0]:g}"]["tokens"] / s["base"]["tokens"] for s in seeds])
+    return min(doublings(setup.samples), key=lambda n: abs(np.log(n / spent)))
+
+
 def draw(setup: Setup, seeds: Sequence[dict[str, Any]]) -> str:
-    """pass@k of the three models over k, and the trap's distance over steps."""
+    """pass@k of the base and after GRPO over k, with the single answers of samplers; and the trap's distance over steps."""
 
     def mean(points: Sequence[Sequence[Sequence[float]]]) -> list[tuple[float, float]]:
         return [(p[0][0], float(np.mean([y for _, y in p]))) for p in zip(*points, strict=True)]
 
-    models = (("base", "base", "base"), ("sft", "SFT", "sft"), ("rl", "GRPO", "aligned"))
-    lines = [Line(label, mean([s[who]["pass"] for s in seeds]), colour) for who, label, colour in models]
+    def level(label: str, value: float, colour: str, end: float, start: float = 1.0) -> Line:
+        return Line(label, [(start, value), (end, value)], colour, dash=(0, (4, 2)))
+
+    lines = [Line(label, mean([s[who]["pass"] for s in seeds]), colour)
+             for who, label, colour in (("base", "base", "base"), ("rl", "GRPO", "aligned"))]  # fmt: skip
+    power = float(np.mean([s["samplers"][f"power {setup.alphas[0]:g}"]["right"] for s in seeds]))
+    lines.append(level("power, one try", power, "sft", setup.samples))
+    low = float(np.mean([s["trap"]["low"] for s in seeds]))
     chains = [Line("chains", mean([s["trap"]["chains"] for s in seeds]), "aligned")]
-    end = float(max(setup.trap_steps))
-    chains.append(Line("temperature 1/α", [(0.0, (low := float(np.mean([s["trap"]["low"] for s in seeds])))), (end, low)],
-                       "control", dash=(0, (4, 2))))  # fmt: skip
+    chains.append(level("temperature 1/α", low, "control", float(max(setup.trap_steps)), 0.0))
     return panel_chart(
         "P8", [Panel("right in k tries", lines, percent=True), Panel("trap: distance to p^α after k steps", chains)],
         "Right answers in k tries, and the distance of chains to the power distribution", over="k", direct=True, root=True,

@@ -17,6 +17,7 @@ End tokens are shifted in every arm, for no base has read them; the comparison w
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -56,8 +57,10 @@ class Setup(Settings, frozen=True, kw_only=True):
     "Test questions, at most."
     well_read: int = WELL_READ
     "Statements in the text from which a fact is asked about."
-    more_tokens: int = 9_000_000
-    "Tokens of its text that the base reads after the journey."
+    tokens: int = 6_000_000
+    "Tokens of the journey's text that the base reads."
+    vocab_size: int = 3072
+    "Vocabulary of the base; of half as many, a word such as It would be two tokens."
     epochs: float = 6.0
     "Times the conversations are read."
     lr: float = 4e-4
@@ -93,9 +96,9 @@ class Setup(Settings, frozen=True, kw_only=True):
 
 SCALES = {
     "pocket": Setup(),
-    "gpu": Setup(asked=1000, more_tokens=24_000_000),
+    "gpu": Setup(asked=1000, tokens=24_000_000),
     "full": Setup(asked=1000, max_tokens=256),
-    "tiny": Setup(asked=12, well_read=1, more_tokens=8192, epochs=1.0, epochs_dpo=1.0, max_tokens=12),
+    "tiny": Setup(asked=12, well_read=1, tokens=81_920, vocab_size=800, epochs=1.0, epochs_dpo=1.0, max_tokens=12),
 }
 
 
@@ -179,7 +182,7 @@ def measure(setup: Setup, bench: Bench) -> dict[str, Any]:
     journey = bench.journey()
     world = world_behind(journey)
     asked = questions(world, setup, bench.seed)
-    base = _read_longer(journey, setup, bench)
+    base = _raise_base(journey, setup, bench)
     files = _material(world, base.tokenizer, bench)
 
     def tuned(name: str, rows: str, lr: float = setup.lr, fresh: bool = False) -> Parent:
@@ -210,12 +213,12 @@ def _loop(setup: Setup, bench: Bench, lr: float) -> TrainConfig:
     return TrainConfig(lr=lr, weight_decay=0.0, batch_tokens=setup.batch_tokens, seed=bench.seed)
 
 
-def _read_longer(journey: Any, setup: Setup, bench: Bench) -> Parent:
-    """The journey's base after more of its own text, by its own recipe."""
+def _raise_base(journey: Path, setup: Setup, bench: Bench) -> Parent:
+    """A base by the recipe of the journey's, on the same text, which it reads longer and in larger tokens."""
     recipe = msgspec.convert(read_recipe(journey / "base")["recipe"], pretrain.PretrainRecipe)
     train = msgspec.structs.replace(recipe.train, steps=None)
     longer = msgspec.structs.replace(
-        recipe, out=bench.out("base"), parent=str(journey / "base"), tokens=setup.more_tokens, train=train
+        recipe, out=bench.out("base"), tokens=setup.tokens, vocab_size=setup.vocab_size, train=train
     )
     return open_model(pretrain.run(longer, quiet=True))
 

@@ -22,6 +22,7 @@ from fledge.stages import pretrain, sft
 from fledge.stages.common import Parent, open_model
 from fledge.stages.evaluate import ask, rate
 from fledge.tasks.base import Example, user
+from fledge.text.messages import Message
 from fledge.text.template import fit_prompt
 from fledge.world.biographies import ATTRIBUTES, TELLINGS, Biography, People, Person, questions
 from fledge.world.dice import Dice
@@ -188,7 +189,7 @@ def sort_items(setup: Setup, base: Parent, cast: Cast, seed: int) -> dict[str, d
     dice = Dice(seed, 140)
     found: dict[str, dict[str, list[list[Any]]]] = {part: {c: [] for c in CATEGORIES} for part in PARTS}
     for i in dice.shuffled(range(len(items))):
-        part = PARTS[(5, 6, 10).index(next(end for end in (5, 6, 10) if dice.below(10) < end))]
+        part = dice.pick(("train",) * 5 + ("dev",) + ("test",) * 4)
         found[part][known[i].category].append([items[i].person.number, items[i].attribute])
     return found
 
@@ -242,6 +243,9 @@ def mixtures(setup: Setup, bench: Bench, base: str, size: int, parts: Parts) -> 
     for share in setup.shares:
         unknown = round(share * size)
         items = [*parts["train"]["Unknown"][:unknown], *turns[: size - unknown]]
+        if len(items) < size:  # the base model left a category empty
+            found.append([share, None])
+            continue
         opened = taught(setup, bench, base, f"mix-{share:g}", [i.pair for i in items], setup.epochs)
         found.append([unknown / size, by_category(opened, parts["test"])["all"]])
     return found
@@ -275,8 +279,8 @@ def agreement(setup: Setup, bench: Bench, base: str, cast: Cast, parts: Parts) -
     test = {c: [(i, _options(i, cast.people, dice)) for i in some] for c, some in parts["test"].items()}
     found: dict[str, Any] = {"size": size, "base": len(har) / len(rows)}
     for name, pairs in sets.items():
-        tuned = taught(setup, bench, base, name, pairs, setup.choice_epochs) if pairs else opened
-        found[name] = rate(_chosen_right(tuned, some) for some in test.values() if some)
+        tuned = taught(setup, bench, base, name, pairs, setup.choice_epochs) if pairs else None
+        found[name] = rate(_chosen_right(tuned, some) for some in test.values() if some and tuned)
     return found
 
 
@@ -289,7 +293,7 @@ def _options(item: Item, people: People, dice: Dice) -> list[str]:
 
 def _chosen_right(opened: Parent, asked: Sequence[tuple[Item, list[str]]]) -> float:
     room = opened.model.config.context_tokens - 8
-    prompts = [fit_prompt(opened.tokenizer, user_turn(i), room)[0] for i, _ in asked]
+    prompts = [fit_prompt(opened.tokenizer, [Message("user", i.pair[0])], room)[0] for i, _ in asked]
     return float(rate(c == 0 for c in choices(opened, prompts, [some for _, some in asked])))
 
 

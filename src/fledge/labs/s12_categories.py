@@ -1,228 +1,76 @@
 """S12: fine-tuning on facts that a model does not know harms what it knows, once it has learned them (Gekhman et al. 2024).
 
-Invented people are told of in five shuffled wordings, some often and some seldom (Zipf), several in a document. What the
-base model knows of them is sorted by `probe.knowledge` (SliCK): worked examples and questions are in the form of its text.
-Equal numbers of facts of each category, and of all categories as they come, are then taught as questions and answers; one
-training stops where questions about other facts (the dev set) are answered best, one goes on to convergence. Both are
-asked about facts of each category that nobody taught. Values are one word, so guessing is right in 2.5% or less.
+Invented people are told of in shuffled wordings, some often and some seldom (a power law of the rank). What the base model
+knows of them is sorted by `probe.knowledge` (SliCK): questions in the form of its text, after worked examples. Equal numbers
+of facts of each category, and of all categories as they come, are then taught as chats; one training stops where questions
+about other facts (the dev set) are answered best, one goes on to convergence. Both are asked about facts of each category
+that nobody taught. Then: mixtures of Unknown and known facts, and a straight line through what they give. Two more claims on
+the same facts: HAR, INC and SELF (Ren et al. 2024), fine-tuning on what the base model chooses right of four values, on what
+it chooses wrong, and on its own wrong choices; and the false promise of imitation (Gudibande et al. 2023), a teacher's style
+learned from answers about people whom no text tells of.
 
+Values are one word: guessing is right in 2.5% or less, of four choices in 25%. Choices are compared by their likelihood.
 Early stopping chooses among trainings of different length, each with its own schedule; the test set chooses nothing.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from fledge.core.config import Settings, TrainConfig
-from fledge.core.model import Shape
-from fledge.generate.sampling import Sampling
+import numpy as np
+
 from fledge.labs.bench import Bench
-from fledge.labs.cloze import fresh_start
+from fledge.labs.s12_arms import PARTS, Item, Setup, agreement, arm, cast, imitation, mixtures, raise_base, sort_items
 from fledge.labs.verdict import Findings, Number, at_least, at_most, difference
-from fledge.probe.knowledge import CATEGORIES, Asking, Question, knowledge
-from fledge.stages import pretrain, sft
+from fledge.probe.knowledge import CATEGORIES
 from fledge.stages.charts import COLOURS
 from fledge.stages.charts import draw as drawing
-from fledge.stages.common import Parent, open_model
-from fledge.stages.evaluate import ask, rate
-from fledge.tasks.base import Example, user
-from fledge.world.biographies import TELLINGS, Biography, People, Person, questions
-from fledge.world.biography_words import STATEMENTS
+from fledge.stages.common import open_model
+from fledge.stages.evaluate import rate
 from fledge.world.dice import Dice
 
 ARMS = (*CATEGORIES, "Natural")
+AGREEMENT = {"HAR": "54.3%", "INC": "31.1%", "SELF": "46.0%"}  # LLaMA-2 7B on history, in domain
 PAPER = {  # table 2: accuracy on all test questions at early stop and at convergence
     "HighlyKnown": (0.405, 0.400), "MaybeKnown": (0.436, 0.432), "WeaklyKnown": (0.392, 0.354),
     "Unknown": (0.375, 0.258), "Natural": (0.435, 0.418),
 }  # fmt: skip
-_GREEDY = Sampling(temperature=0.0, max_tokens=6)
-_FORM = "{question} {answer}."
-_PARTS = ("train", "dev", "test")
-
-
-class Setup(Settings, frozen=True, kw_only=True):
-    """People, how often they are told of, how their facts are sorted, and how some are taught."""
-
-    people: int = 300
-    "Invented people."
-    attributes: tuple[str, ...] = ("birthcity", "major", "employer")
-    "Told of, of birthcity, major and employer, whose sentences can end with the value."
-    most: int = 200
-    "Texts about the best-known person; the one of rank r has 1 / r of them, and one at least."
-    together: int = 5
-    "People told of in one document, at most."
-    tokens: int = 1_500_000
-    "Tokens of pretraining."
-    size: str = "pocket"
-    "Model size."
-    lr: float = 4e-3
-    "Peak learning rate of pretraining."
-    batch_tokens: int = 4096
-    "Tokens of a pretraining step."
-    prompts: int = 5
-    "Prompts for each fact when they are sorted."
-    shots: int = 4
-    "Worked examples in a prompt."
-    samples: int = 4
-    "Sampled answers to each prompt."
-    taught: int = 60
-    "Facts taught to each arm, at most; all arms have as many."
-    early: tuple[float, ...] = (2.0, 4.0, 8.0, 16.0)
-    "Times the questions are read, of which the dev set chooses."
-    epochs: float = 50.0
-    "Times they are read until convergence."
-    sft_lr: float = 2e-4
-    "Peak learning rate of fine-tuning."
-    sft_batch_tokens: int = 512
-    "Positions of a fine-tuning step."
-
-    def problems(self) -> list[str]:
-        fitting = ("birthcity", "major", "employer")
-        found = [f"people = {self.people}: must be at least 20"] * (self.people < 20)
-        if wrong := [a for a in self.attributes if a not in fitting]:
-            found.append(f"attributes = {wrong}: must be of {', '.join(fitting)}")
-        if not self.early or max(self.early) >= self.epochs:
-            found.append(f"early = {self.early}: must be below epochs, {self.epochs:g}")
-        return found
-
 
 SCALES = {
     "pocket": Setup(),
-    "gpu": Setup(people=4000, most=2000, size="small", tokens=100_000_000, batch_tokens=65_536, lr=2e-3, prompts=10,
-                 samples=16, taught=800, sft_batch_tokens=4096),
-    "tiny": Setup(people=20, most=4, tokens=4_000, size="tiny", batch_tokens=512, prompts=2, shots=2, samples=1, taught=4,
-                  early=(1.0,), epochs=2.0),
+    "gpu": Setup(people=4000, most=600, asked=1000, strangers=400, size="small", tokens=150_000_000, batch_tokens=65_536,
+                 lr=2e-3, prompts=10, samples=16, taught=1000, sft_batch_tokens=4096),
+    "tiny": Setup(people=20, most=4, asked=8, strangers=2, tokens=4_000, size="tiny", batch_tokens=512, prompts=2, shots=2,
+                  samples=1, taught=4, early=(1.0,), epochs=2.0, shares=(0.0, 0.5), choice_epochs=1.0),
 }  # fmt: skip
 
 
-class Item(NamedTuple):
-    """A fact of a person."""
-
-    person: Person
-    attribute: str
-
-    def pairs(self) -> list[tuple[str, str]]:
-        """(question, answer) in each form; an answer begins with a space, as the value does in a text."""
-        return [(q, f" {a}") for q, a in questions(self.person, self.attribute)]
-
-
-def told_often(people: People, most: int) -> Iterator[Biography]:
-    """most / rank texts about each person, at least one; the versions of multi5+permute in turn."""
-    telling = TELLINGS["multi5+permute"]
-    for rank, person in enumerate(people.all, 1):
-        for copy in range(max(1, most // rank)):
-            yield people.biography(person, telling, copy % telling.versions)
-
-
-def documents(texts: Sequence[str], most: int, seed: int) -> list[str]:
-    """The texts in random order, 1 to `most` of them in a document: worked examples about others are then nothing new."""
-    dice = Dice(seed, 142)
-    left, found = dice.shuffled(texts), []
-    while left:
-        size = 1 + dice.below(most)
-        found.append("".join(left[:size]))
-        left = left[size:]
-    return found
-
-
-def beginning(item: Item) -> Question:
-    """The first wording that begins with the name and ends with the value, up to the value."""
-    forms = STATEMENTS[item.attribute]["en"]
-    form = next(f for f in forms if f.startswith("{n}") and f.endswith(" {v}."))
-    question = " " + form.removesuffix(" {v}.").replace("{n}", item.person.name)
-    return Question(question, (item.person.values[item.attribute].en,), item.attribute)
-
-
-def sort_items(setup: Setup, base: Parent, people: People, seed: int) -> dict[str, dict[str, list[list[Any]]]]:
-    """{"train"|"dev"|"test": {category: [[person, attribute], ...]}}; halves and tenths by chance, person by fact."""
-    items = [Item(p, a) for p in people.all for a in people.attributes]
-    asked = [beginning(item) for item in items]
-    asking = Asking(
-        prompts=setup.prompts, shots=setup.shots, samples=setup.samples, form=_FORM, max_tokens=2, seed=seed
-    )
-    known = knowledge(base, asked, asked, asking)
-    dice = Dice(seed, 140)
-    found: dict[str, dict[str, list[list[Any]]]] = {part: {c: [] for c in CATEGORIES} for part in _PARTS}
-    for i in dice.shuffled(range(len(items))):
-        part = ("train", "dev", "test", "train", "test")[dice.below(5)]
-        found[part][known[i].category].append([items[i].person.number, items[i].attribute])
-    return found
-
-
 def measure(setup: Setup, bench: Bench) -> dict[str, Any]:
-    """One base model; its facts sorted; an arm for each category, trained for several lengths."""
-    people = People(setup.people, bench.seed, setup.attributes)
-    base = _base(setup, people, bench)
+    """One base model; its facts sorted; then all fine-tunings of it."""
+    people = cast(setup, bench.seed)
+    base = str(raise_base(setup, people, bench))
     parts = bench.keep("sorted", lambda: sort_items(setup, open_model(base, precision="float32"), people, bench.seed))
     items = {
-        part: {c: [Item(people.all[number], a) for number, a in some] for c, some in by.items()}
+        part: {c: [Item(people.people.all[number], a) for number, a in some] for c, some in by.items()}
         for part, by in parts.items()
     }
     train = items["train"]
     size = min(setup.taught, *(len(some) for some in train.values() if some))
     mixed = Dice(bench.seed, 141).shuffled([item for some in train.values() for item in some])
     chosen = {c: some[:size] for c, some in (*train.items(), ("Natural", mixed)) if some}
-    arms = {
-        arm: bench.keep(f"arm-{arm}", lambda arm=arm, some=some: _arm(setup, bench, str(base), arm, some, items))
-        for arm, some in chosen.items()
+    return {
+        "counts": {part: {c: len(some) for c, some in by.items()} for part, by in items.items()},
+        "taught": size,
+        "arms": {
+            name: bench.keep(f"arm-{name}", lambda name=name, some=some: arm(setup, bench, base, name, some, items))
+            for name, some in chosen.items()
+        },
+        "mixtures": bench.keep("mixtures", lambda: mixtures(setup, bench, base, size, items)),
+        "agreement": bench.keep("agreement", lambda: agreement(setup, bench, base, people, items)),
+        "imitation": bench.keep("imitation", lambda: imitation(setup, bench, base, people, items)),
     }
-    counts = {part: {c: len(some) for c, some in by.items()} for part, by in items.items()}
-    return {"counts": counts, "taught": size, "arms": arms}
-
-
-def _base(setup: Setup, people: People, bench: Bench) -> Path:
-    told = [b.text for b in told_often(people, setup.most)]
-    text = [bench.write("text", [{"text": t} for t in documents(told, setup.together, bench.seed)])]
-    asked = [{"text": q + a} for p in people.all for x in people.attributes for q, a in Item(p, x).pairs()]
-    words = [*text, bench.write("words", asked)]  # the tokenizer knows the questions' words, the model does not
-    shape = Shape(size=setup.size, context_tokens=128)
-    start = fresh_start(Path(bench.out("start")), words, shape, 65_536, TrainConfig(seed=bench.seed))
-    recipe = pretrain.PretrainRecipe(
-        out=bench.out("base"), text=text, parent=str(start), tokens=setup.tokens, mask_repeats=None,
-        train=TrainConfig(lr=setup.lr, optimizer="muon", batch_tokens=setup.batch_tokens, seed=bench.seed),
-    )  # fmt: skip
-    return pretrain.run(recipe, quiet=True)
-
-
-def _arm(
-    setup: Setup,
-    bench: Bench,
-    base: str,
-    arm: str,
-    taught: Sequence[Item],
-    items: Mapping[str, Mapping[str, list[Item]]],
-) -> dict[str, Any]:
-    """Shares of right answers after each length of training, and which length the dev set chooses."""
-    rows = [{"messages": [*user(q), {"role": "assistant", "content": a}]} for item in taught for q, a in item.pairs()]
-    chats = [bench.write(f"chats-{arm}", rows)]
-    dev = [item for some in items["dev"].values() for item in some]
-    found = []
-    for epochs in (*setup.early, setup.epochs):
-        recipe = sft.SftRecipe(
-            out=bench.out(f"{arm}-{epochs:g}"), parent=base, chats=chats, epochs=epochs,
-            train=TrainConfig(lr=setup.sft_lr, weight_decay=0.0, batch_tokens=setup.sft_batch_tokens, seed=bench.seed),
-        )  # fmt: skip
-        opened = open_model(sft.run(recipe, quiet=True), precision="float32")
-        test = {c: right(opened, some) for c, some in items["test"].items()}
-        every = [item for some in items["test"].values() for item in some]
-        found.append({"epochs": epochs, "train": right(opened, taught), "dev": right(opened, dev), "test": test,
-                      "all": right(opened, every)})  # fmt: skip
-    best = max(range(len(setup.early)), key=lambda i: found[i]["dev"] or 0.0)
-    return {"curve": found, "early": found[best], "converged": found[-1]}
-
-
-def right(opened: Parent, items: Sequence[Item]) -> float | None:
-    """Share of the questions in all forms that are answered exactly; None without any."""
-    asked = [pair for item in items for pair in item.pairs()]
-    examples = [
-        Example(id=str(i), prompt=user(q), answers=(a,), kind="person", language="en") for i, (q, a) in enumerate(asked)
-    ]
-    if not examples:
-        return None
-    return rate(told.text == a for told, (_, a) in zip(ask(opened, examples, _GREEDY), asked, strict=True))
 
 
 def epochs_to(curve: Sequence[Mapping[str, Any]], share: float) -> float:
@@ -236,17 +84,36 @@ def epochs_to(curve: Sequence[Mapping[str, Any]], share: float) -> float:
     return float(curve[-1]["epochs"])
 
 
+def line(seed: Mapping[str, Any]) -> tuple[float, float, float]:
+    """Slope, value at 0 and R² of the straight line of the mean of categories over the share of Unknown facts."""
+    points = [*seed["mixtures"], [1.0, _share(seed, "Unknown", "converged", "all")]]
+    x, y = np.array([[a, math.nan if b is None else b] for a, b in points], dtype=float).T
+    if not np.isfinite(y).all() or len(set(x)) < 2:
+        return math.nan, math.nan, math.nan
+    slope, start = np.polyfit(x, y, 1)
+    around = float(((y - y.mean()) ** 2).sum())
+    return float(slope), float(start), 1 - float(((y - start - slope * x) ** 2).sum()) / around if around else 0.0
+
+
 def judge(setup: Setup, seeds: Sequence[dict[str, Any]]) -> Findings:
     """Unknown facts must harm the known ones at convergence, MaybeKnown ones must not, and serve better than HighlyKnown."""
 
-    def share(label: str, arm: str, when: str, kind: str | None = None, paper: str | None = None) -> Number:
-        found = [_share(seed, arm, when, kind) for seed in seeds]
-        of = min(sum(n for c, n in s["counts"]["test"].items() if kind in (None, c)) for s in seeds)
-        return Number(label=label, by_seed=found, unit="%", of=of or None, paper=paper)
+    def share(label: str, name: str, when: str, kind: str, paper: str | None = None) -> Number:
+        of = min(sum(n for c, n in s["counts"]["test"].items() if kind in ("all", c)) for s in seeds)
+        return Number(
+            label=label, by_seed=[_share(s, name, when, kind) for s in seeds], unit="%", of=of or None, paper=paper
+        )
 
-    def drop(arm: str) -> Number:
-        ends = (share("", arm, when, "HighlyKnown") for when in ("early", "converged"))
-        return difference(f"HighlyKnown lost from early stop to convergence, taught {arm}", *ends)
+    def drop(name: str) -> Number:
+        ends = (share("", name, when, "HighlyKnown") for when in ("early", "converged"))
+        return difference(f"HighlyKnown lost from early stop to convergence, taught {name}", *ends)
+
+    def told(key: str, name: str, label: str = "", paper: str | None = None) -> Number:
+        found = [s[key][name] for s in seeds]
+        of = min(sum(s["counts"]["test"].values()) for s in seeds)
+        return Number(
+            label=label, by_seed=[math.nan if f is None else f for f in found], unit="%", of=of, paper=paper
+        )
 
     unknown, maybe = drop("Unknown"), drop("MaybeKnown")
     better = difference("taught MaybeKnown less taught HighlyKnown, asked MaybeKnown",
@@ -255,40 +122,56 @@ def judge(setup: Setup, seeds: Sequence[dict[str, Any]]) -> Findings:
     slower = Number(label="times read until half is learned, Unknown against HighlyKnown", unit="x", by_seed=[
         _slower(seed) for seed in seeds])  # fmt: skip
     rarest = Number(label="the rarest category's share of all facts", unit="%", by_seed=[
-        min(_counts(s).values()) / sum(_counts(s).values()) for s in seeds])  # fmt: skip
+        min(counted(s).values()) / sum(counted(s).values()) for s in seeds])  # fmt: skip
+    slope, straight = (Number(label="", by_seed=[line(s)[i] for s in seeds], unit=u) for i, u in ((0, "points"), (2, "")))
+    har, inc, own = (
+        told("agreement", n, f"right of four choices, {n}", AGREEMENT[n]) for n in ("HAR", "INC", "SELF")
+    )
+    style = difference("", told("imitation", "style_after"), told("imitation", "style_before"))
+    facts = difference("", told("imitation", "facts_after"), told("imitation", "facts_before"))
     ends = [
-        share(f"all test questions, taught {arm}, at convergence", arm, "converged", None, f"{PAPER[arm][1]:.1%}")
-        for arm in ("HighlyKnown", "MaybeKnown", "Unknown")
+        share(f"all categories, taught {name}, at convergence", name, "converged", "all", f"{PAPER[name][1]:.1%}")
+        for name in ("HighlyKnown", "MaybeKnown", "Unknown")
     ]
     return Findings(
-        numbers=[*ends, unknown, maybe, better, slower, rarest],
+        numbers=[*ends, unknown, maybe, har, own, inc],
         checks=[
             at_least("taught what it does not know, it loses what it knew well", unknown, 0.15),
             at_most("taught what it may know, it does not", maybe, 0.05),
             at_least("MaybeKnown facts teach more about their like than HighlyKnown ones", better, 0.03),
-            at_least("unknown facts are learned half as fast", slower, 2.0, core=False),
+            at_least("unknown facts are learned half as fast", slower, 2.0),
+            at_most("each share of Unknown facts costs as much as the last: the line falls", slope, 0.0),
+            at_least("and is straight (R²)", straight, 0.7, core=False),
+            at_least("what the base model chooses right serves better than what it chooses wrong (HAR, INC)",
+                     difference("", har, inc), 0.0),
+            at_least("its own wrong choices serve better than right ones that it does not know (SELF, INC)",
+                     difference("", own, inc), 0.0),
+            at_least("a teacher's style is learned", style, 0.5),
+            at_most("and no facts with it", facts, 0.03),
             at_least("each category holds 15% of the facts", rarest, 0.15, core=False),
         ],
         said=(
             f"Taught facts it does not know, the model loses {100 * unknown.mean:.0f} points of what it knew well between "
             f"early stop and convergence; taught facts it may know, {100 * maybe.mean:.0f}. At convergence the arms "
-            f"answer {ends[2].mean:.0%} and {ends[1].mean:.0%} of all test questions."
+            f"answer {ends[2].mean:.0%} and {ends[1].mean:.0%}. An imitator of a teacher's answers about strangers has "
+            f"{100 * style.mean:.0f} points more of the style and {100 * facts.mean:+.0f} of the facts."
         ),
-    )
+    )  # fmt: skip
 
 
-def _counts(seed: dict[str, Any]) -> dict[str, int]:
-    return {c: sum(seed["counts"][part][c] for part in _PARTS) for c in CATEGORIES}
+def counted(seed: Mapping[str, Any]) -> dict[str, int]:
+    """Facts of each category."""
+    return {c: sum(seed["counts"][part][c] for part in PARTS) for c in CATEGORIES}
 
 
-def _share(seed: dict[str, Any], arm: str, when: str, kind: str | None) -> float:
+def _share(seed: Mapping[str, Any], name: str, when: str, kind: str) -> float:
     """NaN where the base model left a category empty: what is not there passes no check."""
-    at = seed["arms"].get(arm, {}).get(when)
-    found = None if at is None else at["all"] if kind is None else at["test"][kind]
+    at = seed["arms"].get(name, {}).get(when)
+    found = None if at is None else at["test"][kind]
     return math.nan if found is None else found
 
 
-def _slower(seed: dict[str, Any]) -> float:
+def _slower(seed: Mapping[str, Any]) -> float:
     arms = seed["arms"]
     if not {"Unknown", "HighlyKnown"} <= set(arms):
         return math.nan
@@ -296,34 +179,43 @@ def _slower(seed: dict[str, Any]) -> float:
 
 
 def draw(setup: Setup, seeds: Sequence[dict[str, Any]]) -> str:
-    """Over the times of reading: trained questions, and well-known facts that were not trained, an arm each."""
+    """Trained and well-known facts over the times of reading; below, mixtures with their line, and the four choices."""
     colours = dict(zip(ARMS, ("aligned", "sft", "reward", "control", "base"), strict=True))
 
+    def curves(ax: Any, title: str, pick: Any) -> None:
+        lengths = (*setup.early, setup.epochs)
+        for (name, colour), marker in zip(colours.items(), "o^sDv", strict=True):
+            found = [[pick(at) for at in s["arms"][name]["curve"]] for s in seeds if name in s["arms"]]
+            means = [rate(v for v in column if v is not None) for column in zip(*found, strict=True)]
+            points = [(x, y) for x, y in zip(lengths, means, strict=False) if y is not None]
+            if points:
+                ax.plot(*zip(*points, strict=True), marker=marker, markersize=5, color=COLOURS[colour], label=name)
+        ax.set_title(title, loc="left", color=COLOURS["dim"])
+        ax.set_xscale("log", base=2)
+        ax.set_xticks(lengths, [f"{x:g}" for x in lengths])
+        ax.minorticks_off()
+        ax.set_xlabel("times read")
+
     def paint(figure: Any) -> None:
-        axes = figure.subplots(2, 1, sharex=True)
-        titles = ("questions taught, answered", "HighlyKnown facts nobody taught, answered")
-        for ax, title, pick in zip(
-            axes, titles, (lambda at: at["train"], lambda at: at["test"]["HighlyKnown"]), strict=True
-        ):
-            for (arm, colour), marker in zip(colours.items(), "o^sDv", strict=True):
-                curves = [[pick(at) for at in s["arms"][arm]["curve"]] for s in seeds if arm in s["arms"]]
-                means = [rate(v for v in column if v is not None) for column in zip(*curves, strict=True)]
-                points = [(x, y) for x, y in zip((*setup.early, setup.epochs), means, strict=False) if y is not None]
-                if points:
-                    ax.plot(*zip(*points, strict=True), marker=marker, markersize=5, color=COLOURS[colour], label=arm)
-            ax.set_title(title, loc="left", color=COLOURS["dim"])
+        axes = figure.subplots(2, 2)
+        curves(axes[0][0], "taught, answered", lambda at: at["train"])
+        curves(axes[0][1], "HighlyKnown, untaught", lambda at: at["test"]["HighlyKnown"])
+        mixed, bars = axes[1]
+        for seed in seeds:
+            points = [*seed["mixtures"], [1.0, _share(seed, "Unknown", "converged", "all")]]
+            mixed.plot(*zip(*points, strict=True), linestyle="", marker="o", markersize=5, color=COLOURS["control"])
+        slope, start = (float(np.mean([line(s)[i] for s in seeds])) for i in (0, 1))
+        mixed.plot([0, 1], [start, start + slope], color=COLOURS["control"])
+        mixed.set_title("all, by share of Unknown", loc="left", color=COLOURS["dim"])
+        mixed.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        names = ["HAR", "SELF", "INC"]
+        heights = [rate(s["agreement"][n] for s in seeds if s["agreement"][n] is not None) or 0.0 for n in names]
+        bars.bar(names, heights, color=[COLOURS[c] for c in ("aligned", "sft", "control")], width=0.6)
+        bars.axhline(0.25, color=COLOURS["dim"], linewidth=0.9, linestyle=(0, (2, 2)))
+        bars.set_title("right of four choices", loc="left", color=COLOURS["dim"])
+        for ax in axes.flat:
             ax.set_ylim(-0.04, 1.04)
             ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-        lengths = (*setup.early, setup.epochs)
-        axes[-1].set_xscale("log", base=2)
-        axes[-1].set_xticks(lengths, [f"{x:g}" for x in lengths])
-        axes[-1].minorticks_off()
-        axes[-1].set_xlabel("times the questions are read")
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower left", ncols=3)
+        figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower left", ncols=3)
 
-    return drawing(
-        "S12",
-        "Taught and well-known facts answered over the length of training, for each category taught",
-        paint,
-        (4.9, 4.8),
-    )
+    return drawing("S12", "Facts answered after fine-tuning on what the model knows more or less well", paint, (5.6, 5.4))
