@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fledge.cli import main
-from fledge.labs import p08_latent
+from fledge.labs import p08_latent, p08_trap
 from fledge.labs.bench import Bench
 
 TINY = p08_latent.SCALES["tiny"]
@@ -46,17 +46,17 @@ def test_an_answer_begun_stops_at_its_name(world):
 
 
 def test_the_trap_is_one_and_chains_escape_from_it():
-    texts = p08_latent.Trap().texts()
+    texts = p08_trap.Trap().texts()
     assert sum(texts.values()) == pytest.approx(1) and all(len(text) == 4 for text in texts)
     first = sum(p for text, p in texts.items() if text[0] == 0)
     assert first == pytest.approx(0.55)  # the likelier token
-    found = p08_latent.trap(p08_latent.Setup(chains=400, trap_steps=[0, 50]), 0)
+    found = p08_trap.trap(4.0, [0, 50], 400, 0)
     assert found["second branch"]["power"] > 0.99 > 0.5 > found["second branch"]["low"]
     assert found["low"] > 0.5 and found["chains"][0][1] > 0.5 and found["chains"][1][1] < 0.1
 
 
 def test_the_table_samples_what_it_scores():
-    table = p08_latent.Trap()
+    table = p08_trap.Trap()
     drawn = table.write([[]] * 4000, 4, 0.5, 3)
     assert {text[0]: np.mean([t[0] == text[0] for t in drawn]) for text in drawn}[1] == pytest.approx(
         table.sharp([], 0.5)[1], abs=0.03

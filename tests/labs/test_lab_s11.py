@@ -67,7 +67,7 @@ def test_it_runs(little_journey, tmp_path):
     findings = lab.judge(setup, [found, found])
     assert len(findings.numbers) == 8 and sum(c.core for c in findings.checks) == 6
     svg = lab.draw(setup, [found, found])
-    assert svg.startswith("<svg") and "random weights" in svg
+    assert svg.startswith("<svg") and "from scratch" in svg
 
 
 def test_checkpoints_that_are_there_already(little_journey, tmp_path):

@@ -110,13 +110,12 @@ def shape(parameters: float, context: int) -> Shape:
     """The model of about that many parameters, embedding included, and about 24 units of width to a layer."""
 
     def of(width: int, layers: int) -> Shape:
-        heads = 1 if width < 24 else 2 if width < 64 else 4  # of 12 units or more, where there are several
         return Shape(
-            layers=layers, width=width, heads=heads, ffn_width=8 * round(width / 3), context_tokens=context, qk_norm=True,
-            vocab_size=_VOCABULARY,
+            layers=layers, width=width, heads=2 if width < 64 else 4, ffn_width=8 * round(width / 3),
+            context_tokens=context, qk_norm=True, vocab_size=_VOCABULARY,
         )  # fmt: skip
 
-    widths = (*range(8, 24, 2), *range(24, 64, 4), *range(64, 1032, 8))
+    widths = (*range(8, 64, 4), *range(64, 1032, 8))
     choices = [of(width, layers) for width in widths for layers in (2, 3, 4, 5, 6, 8, 10, 12, 16)]
 
     def distance(s: Shape) -> float:

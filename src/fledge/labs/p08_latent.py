@@ -1,15 +1,18 @@
 """P8: a base model knows more than it says: it does not answer, yet among its samples is the answer.
 
-The journey's base has read web pages on which a question is mostly followed by options, more questions or a call for
-help, and in 15 of 100 by the answer (planted, so the lab tests samplers and not that such a mixture exists). It is asked
-test questions whose facts its text states often, sampled 64 times (pass@k, Chen et al. 2021) and by power sampling, whole
-answers from p^alpha (Karan and Du 2025; `generate.power`), against greedy decoding, temperature, and the likeliest of as
-many samples as the power chains wrote tokens. An answer is right if it is straight and names the right value
-(`is_straight_answer`); the SFT model and one that GRPO trained further on training questions are measured alike, through
-the template, and GRPO is compared with the model it started from.
+The base has read web pages on which a question is mostly followed by options, more questions or a call for help, and in
+15 of 100 by the answer (planted, so the lab tests samplers and not that such a mixture exists). It is the journey's base
+after more of its text, and is asked test questions as they stand on a page, about facts that the text states often:
+greedily, 64 times (pass@k, Chen et al. 2021), at a low temperature, by power sampling, whole answers from p^alpha (Karan
+and Du 2025; `generate.power`), and by the likeliest of as many samples as the chains wrote tokens. An answer is right if it
+is straight and names the right value alone (`right`), whoever gave it. GRPO starts from the same base, reads the same
+form of question about other people and places, is rewarded by the same rule and shown no answer (Yue et al. 2025).
 
-Power sampling prefers what the model finds likely as a whole. This base's likeliest continuations are lists of options, so
-it sharpens those; the paper's base answers mathematics in its format from the start, which here only the SFT model does.
+Why p^alpha should help here is why it should in the paper: options are the likelier start, but end in hundreds of ways,
+of which none is likely; the right answer is less likely to be begun, but known. Chains must get from one to the other,
+so they propose at temperature 1; at 1/alpha, the paper's choice for a model that answers anyway, they seldom leave the
+options (both are measured). Chosen on seed 0: the proposals, the bare question without a new line (which makes options
+likelier), and the base's longer reading. Far longer chains favour calls for help, which are short and few as well.
 
 The trap is a table (their example 1): the likelier first token has many unlikely futures, the other one likely future.
 There p^alpha is enumerated, and the chains' distance to it is exact but for counting.
@@ -17,7 +20,6 @@ There p^alpha is enumerated, and the chains' distance to it is exact but for cou
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,8 +30,9 @@ from fledge.core.config import Settings, TrainConfig
 from fledge.feedback.rewards import Rule
 from fledge.generate.chat import chat_engine
 from fledge.generate.power import EngineWriter, PowerSampling, power_sample
-from fledge.generate.sampling import Sampling, uniforms
+from fledge.generate.sampling import Sampling
 from fledge.labs.bench import Bench
+from fledge.labs.p08_trap import trap
 from fledge.labs.verdict import Findings, Number, at_least, at_most, difference
 from fledge.probe.pass_at_k import curve, doublings, first_token_rank
 from fledge.stages import reinforce
@@ -94,103 +97,6 @@ SCALES = {
 }  # fmt: skip
 
 
-class Trap:
-    """A table as a `generate.power.Writer`: after 0 (likelier) one of 8 tokens and one of 4, after 1 one nearly sure text."""
-
-    END, FIRST, SURE = 12, 0.55, 0.95
-    stop_ids = (END,)
-
-    def row(self, answer: Sequence[int]) -> np.ndarray:
-        """p [13] of the next token."""
-        p = np.zeros(self.END + 1)
-        if not answer:
-            p[:2] = self.FIRST, 1 - self.FIRST
-        elif len(answer) == 3:
-            p[self.END] = 1.0
-        else:
-            among = slice(2, 10 if len(answer) == 1 else 6)
-            p[among] = 1.0
-            p /= p.sum()
-            if answer[0] == 1:
-                p[among] = (1 - self.SURE) / (p[among].size - 1)
-                p[2] = self.SURE
-        return p
-
-    def sharp(self, answer: Sequence[int], temperature: float) -> np.ndarray:
-        """The same at a temperature."""
-        p = self.row(answer) ** (1 / temperature)
-        return p / p.sum()
-
-    def texts(self) -> dict[tuple[int, ...], float]:
-        """Every text with its probability."""
-        found, open_ = {}, {(): 1.0}
-        while open_:
-            text, p = open_.popitem()
-            for token in np.flatnonzero(row := self.row(text)):
-                longer = (*text, int(token))
-                (found if token == self.END else open_)[longer] = p * float(row[token])
-        return found
-
-    def write(
-        self, prefixes: Sequence[Sequence[int]], max_tokens: int, temperature: float, seed: int
-    ) -> list[list[int]]:
-        chance, told = uniforms(seed, range(len(prefixes)), max_tokens).tolist(), []
-        for prefix, row in zip(prefixes, chance, strict=True):
-            text = list(prefix)
-            for u in row:
-                text.append(int(np.searchsorted(self._sums(tuple(text), temperature), u, side="right")))
-                if text[-1] == self.END:
-                    break
-            told.append(text[len(prefix) :])
-        return told
-
-    def logps(
-        self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], temperature: float
-    ) -> list[tuple[np.ndarray, np.ndarray]]:
-        known: dict[tuple[int, ...], tuple[np.ndarray, np.ndarray]] = {}
-        for answer in map(tuple, answers):
-            if answer not in known:
-                known[answer] = tuple(
-                    np.log([self.sharp(answer[:n], t)[token] for n, token in enumerate(answer)])
-                    for t in (1.0, temperature)
-                )
-        return [known[tuple(answer)] for answer in answers]
-
-    def _sums(self, text: tuple[int, ...], temperature: float) -> np.ndarray:
-        held = self.__dict__.setdefault("_held", {})
-        if (text, temperature) not in held:
-            held[text, temperature] = np.minimum(self.sharp(text, temperature).cumsum() * (1 + 1e-12), 1.0)
-        return held[text, temperature]
-
-
-def distance(p: dict[tuple[int, ...], float], q: dict[tuple[int, ...], float]) -> float:
-    """Total variation: half the sum of differences."""
-    return 0.5 * sum(abs(p.get(text, 0.0) - q.get(text, 0.0)) for text in p.keys() | q.keys())
-
-
-def powered(p: dict[tuple[int, ...], float], alpha: float) -> dict[tuple[int, ...], float]:
-    """p^alpha, normalised."""
-    whole = sum(value**alpha for value in p.values())
-    return {text: value**alpha / whole for text, value in p.items()}
-
-
-def trap(setup: Setup, seed: int) -> dict[str, Any]:
-    """Distances to p^alpha: of the table at temperature 1/alpha, and of the chains after so many steps."""
-    table, alpha = Trap(), setup.alphas[0]
-    wanted = powered(table.texts(), alpha)
-    low = {
-        text: float(np.prod([table.sharp(text[:n], 1 / alpha)[token] for n, token in enumerate(text)]))
-        for text in wanted
-    }
-    found = []
-    for steps in setup.trap_steps:
-        how = PowerSampling(alpha=alpha, steps=steps, blocks=1, max_tokens=4, seed=seed)
-        drawn = Counter(tuple(d.tokens) for d in power_sample(table, [[]] * setup.chains, how))
-        found.append([steps, distance(wanted, {text: n / setup.chains for text, n in drawn.items()})])
-    ones = {name: sum(v for text, v in p.items() if text[0] == 1) for name, p in (("power", wanted), ("low", low))}
-    return {"low": distance(wanted, low), "chains": found, "second branch": ones}
-
-
 def questions(world: World, setup: Setup, seed: int) -> list[Example]:
     """Test questions in all four forms about facts that the text states often."""
     found = [
@@ -230,11 +136,9 @@ def opening(example: Example) -> tuple[str, str]:
 def counted(opened: Parent, asked: Sequence[Example], setup: Setup, seed: int) -> dict[str, Any]:
     """pass@k from samples at temperature 1, with the likeliest sample's and the greedy answer's rate."""
     engine, decode = chat_engine(opened.model, opened.tokenizer), opened.tokenizer.decode
-    prompts = prompts_of(opened, asked)
-    greedy = [
-        decode(c.tokens) for c in engine.generate(prompts, Sampling(temperature=0.0, max_tokens=setup.max_tokens))
-    ]
-    sampling = Sampling(temperature=1.0, max_tokens=setup.max_tokens, seed=seed)
+    prompts, sampling = prompts_of(opened, asked), Sampling(temperature=1.0, max_tokens=setup.max_tokens, seed=seed)
+    still = msgspec.structs.replace(sampling, temperature=0.0)
+    greedy = [decode(c.tokens) for c in engine.generate(prompts, still)]
     done = engine.generate(prompts, sampling, samples=setup.samples)
     texts = [decode(c.tokens) for c in done]
     rows = [range(i * setup.samples, (i + 1) * setup.samples) for i in range(len(asked))]
@@ -245,7 +149,7 @@ def counted(opened: Parent, asked: Sequence[Example], setup: Setup, seed: int) -
         "answers": rate(is_straight_answer(e, texts[r]) for e, row in zip(asked, rows, strict=True) for r in row),
         "pass": [[k, p] for k, p in curve([sum(f) for f in flags], setup.samples).items()],
         "best of n": [
-            [n, rate(f[int(np.argmax([done[r].logp for r in row[:n]]))] for f, row in zip(flags, rows, strict=True))]
+            [n, rate(f[int(np.argmax([sum(done[r].logp) for r in row[:n]]))] for f, row in zip(flags, rows, strict=True))]
             for n in doublings(setup.samples)
         ],
         "tokens": float(np.mean([len(c.tokens) for c in done])), "shown": greedy[:4],
@@ -281,7 +185,7 @@ def _rates(asked: Sequence[Example], texts: Sequence[str]) -> dict[str, Any]:
 
 def measure(setup: Setup, bench: Bench) -> dict[str, Any]:
     """The trap, the base under every sampler, and what reinforcement makes of it."""
-    found = {"trap": bench.keep("trap", lambda: trap(setup, bench.seed))}
+    found = {"trap": bench.keep("trap", lambda: trap(setup.alphas[0], setup.trap_steps, setup.chains, bench.seed))}
     world, path = world_behind(bench.journey()), bench.longer_base(setup.more_tokens)
     base, seed = open_model(path), bench.seed
     asked = questions(world, setup, seed)
@@ -331,14 +235,14 @@ def judge(setup: Setup, seeds: Sequence[dict[str, Any]]) -> Findings:
     def passed(who: str, at: int, label: str, paper: str | None = None) -> Number:
         return number(label, [_at(s[who]["pass"], at) for s in seeds], paper=paper)
 
-    def drawn(name: str, label: str, paper: str | None = None) -> Number:
-        return number(label, [s["samplers"][name]["right"] for s in seeds], paper=paper)
+    def drawn(name: str) -> list[float]:
+        return [s["samplers"][name]["right"] for s in seeds]
 
     answers = number("base: greedy line is an answer", [s["base"]["greedy answers"] for s in seeds])
     one = passed("base", 1, "base: one sample", "49.6% (MATH500)")
     many = passed("base", k, f"base: one of {k}")
-    power = drawn(f"power {alpha:g}", f"base: power {alpha:g}", "74.8% (MATH500)")
-    low = drawn(f"low {alpha:g}", f"base: temperature 1/{alpha:g}")
+    power = number(f"base: power {alpha:g}", drawn(f"power {alpha:g}"), paper="74.8% (MATH500)")
+    low = number(f"base: temperature 1/{alpha:g}", drawn(f"low {alpha:g}"))
     n = _as_many(setup, seeds)
     likely = number(f"base: likeliest of {n}", [_at(s["base"]["best of n"], n) for s in seeds])
     rl, rl_many = passed("rl", 1, "GRPO: one sample", "78.5% (MATH500)"), passed("rl", k, f"GRPO: one of {k}")
@@ -348,7 +252,7 @@ def judge(setup: Setup, seeds: Sequence[dict[str, Any]]) -> Findings:
     falls = Number(label="", by_seed=[c[setup.trap_steps[0]] - c[judged] for c in chains])
     apart = Number(label="", by_seed=[s["trap"]["low"] for s in seeds])
     first = float(np.mean([np.mean([rank == 1 for rank, _ in s["rank"]]) for s in seeds]))
-    cold = float(np.mean([s["samplers"][f"power {alpha:g}, cold"]["right"] for s in seeds]))
+    cold = float(np.mean(drawn(f"power {alpha:g}, cold")))
     return Findings(
         numbers=[answers, one, low, power, likely, many, rl, rl_many],
         checks=[

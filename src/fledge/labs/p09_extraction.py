@@ -36,7 +36,16 @@ from fledge.stages.charts import draw as drawing
 from fledge.stages.common import Parent, open_model
 from fledge.stages.evaluate import ask, rate
 from fledge.tasks.base import Example, user
-from fledge.world.biographies import ATTRIBUTES, TELLINGS, Biography, People, Person, inverse_questions, questions
+from fledge.world.biographies import (
+    ATTRIBUTES,
+    TELLINGS,
+    WORDINGS,
+    Biography,
+    People,
+    Person,
+    inverse_questions,
+    questions,
+)
 
 ARMS = ("single", "multi5", "multi5+permute", "reverse", "mixed", "celebrity", "bilingual5")
 PAPER = {"single": 0.097, "multi5": 0.41, "multi5+permute": 0.966, "mixed": 0.866, "celebrity": 0.868}
@@ -50,10 +59,12 @@ _GREEDY = Sampling(temperature=0.0, max_tokens=24)
 class Setup(Settings, frozen=True, kw_only=True):
     """People, how much is read of them, and how the model is taught to answer."""
 
-    people: int = 400
+    people: int = 1000
     "People; questions about the first half are taught, the other half is asked about."
-    attributes: tuple[str, ...] = ("birthcity", "university", "major", "employer", "band")
+    attributes: tuple[str, ...] = ("birthcity", "university", "major", "band")
     "Told of, of birthdate, birthcity, university, major, employer and band; the first is not counted."
+    wordings: int = 6
+    "Wordings of each attribute that there are, at least 5; each person is told of in some of them."
     tokens: int = 3_000_000
     "Tokens of each arm's pretraining."
     size: str = "pocket"
@@ -68,6 +79,8 @@ class Setup(Settings, frozen=True, kw_only=True):
     "Peak learning rate of fine-tuning: 1e-3 costs half of the exact answers, below 1e-4 the questions are not learned."
     sft_batch_tokens: int = 1024
     "Positions of a fine-tuning step."
+    weight_decay: float = 1.0
+    "Of pretraining: at 0.1 facts of `mixed` stay tied to the wording they were read in."
     probed: int = 100
     "People of each half whose biographies are probed from word to word; by their names all are."
     probe_steps: int = 30
@@ -81,6 +94,8 @@ class Setup(Settings, frozen=True, kw_only=True):
             found.append(f"attributes = {wrong}: must be of {', '.join(ATTRIBUTES)}")
         if "band" not in self.attributes or len(self.attributes) < 3:
             found.append("attributes: band, which the inverse question is about, and two more are needed")
+        if not 5 <= self.wordings <= WORDINGS:
+            found.append(f"wordings = {self.wordings}: must be between 5, which a person is told of in, and {WORDINGS}")
         if self.base == "":
             found.append("base: give a checkpoint (--set.base), imported with --template chatml if it has no template")
         return found
@@ -96,7 +111,7 @@ SCALES = {
 
 def measure(setup: Setup, bench: Bench) -> dict[str, Any]:
     """All arms from one start, each kept as it ends."""
-    people = People(setup.people, bench.seed, setup.attributes)
+    people = People(setup.people, bench.seed, setup.attributes, setup.wordings)
     start = setup.base or str(_start(setup, people, bench))
     return {arm: bench.keep(arm, lambda arm=arm: _arm(setup, bench, people, start, arm)) for arm in ARMS}
 
@@ -140,7 +155,10 @@ def _arm(setup: Setup, bench: Bench, people: People, start: str, arm: str) -> di
     recipe = pretrain.PretrainRecipe(
         out=bench.out(f"{arm}-base"), text=text, parent=start, tokens=setup.tokens, mask_repeats=None,
         weights=[1 - _QUESTION_SHARE, _QUESTION_SHARE] if arm == "mixed" else [],
-        train=TrainConfig(lr=setup.lr, optimizer="muon", batch_tokens=setup.batch_tokens, seed=bench.seed),
+        train=TrainConfig(
+            lr=setup.lr, optimizer="muon", weight_decay=setup.weight_decay, batch_tokens=setup.batch_tokens,
+            seed=bench.seed,
+        ),
     )  # fmt: skip
     base = pretrain.run(recipe, quiet=True)
     opened = open_model(base, precision="float32")

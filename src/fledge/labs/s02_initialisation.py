@@ -71,6 +71,8 @@ class Setup(Settings, frozen=True, kw_only=True):
     "The same from random weights."
     lr_lora: float = 2.5e-3
     "The same of LoRA."
+    more_tokens: int = 4_000_000
+    "Tokens of its text that the base reads after the journey."
     batch_tokens: int = 1024
     "Positions of an optimiser step."
     asked: int = 300
@@ -98,7 +100,7 @@ class Setup(Settings, frozen=True, kw_only=True):
 SCALES = {
     "pocket": Setup(),
     "gpu": Setup(examples=(1, 4, 16, 64, 256, 1024, 4096), asked=1000),
-    "tiny": Setup(examples=(1, 8), adapters_at=8, ranks=(1,), least_reads=2.0, epochs=1.0, asked=8, well_read=1, max_tokens=8),
+    "tiny": Setup(more_tokens=8192, examples=(1, 8), adapters_at=8, ranks=(1,), least_reads=2.0, epochs=1.0, asked=8, well_read=1, max_tokens=8),
 }  # fmt: skip
 
 
@@ -170,8 +172,8 @@ def distance(model: Transformer, start: Transformer) -> float:
 def measure(setup: Setup, bench: Bench) -> dict[str, Any]:
     """Every number of examples from both starts, then LoRA; each kept as it ends."""
     journey = bench.journey()
-    world = world_behind(journey)
-    base = open_model(journey / "base")
+    world, parent = world_behind(journey), bench.longer_base(setup.more_tokens)
+    base = open_model(parent)
     texts = pretrain.heldout_texts(journey / "base")
     rows = examples(world, max(setup.examples), bench.seed)
     asked = questions(world, rows, setup, bench.seed)
@@ -182,7 +184,7 @@ def measure(setup: Setup, bench: Bench) -> dict[str, Any]:
         some, fresh = rows[:count], name.startswith("scratch")
         chats = [{"messages": turns(t.question, t.answer)} for t in some]
         recipe = sft.SftRecipe(
-            out=bench.out(name), parent=str(journey / "base"), chats=[bench.write(f"{name}-chats", chats)],
+            out=bench.out(name), parent=str(parent), chats=[bench.write(f"{name}-chats", chats)],
             epochs=setup.reads(count), fresh=fresh, adapter=adapter,
             train=TrainConfig(lr=lr, weight_decay=0.0, batch_tokens=setup.batch_tokens, seed=bench.seed,
                               optimizer="muon" if adapter else "adamw"),

@@ -3,15 +3,17 @@
 Each token of a fine-tuned model's greedy answer is ranked by its base, which reads the identical tokens (Lin et al.
 2023, section 2): its first choice (unshifted), its second or third (marginal), or none of them (shifted).
 
-What the claim takes for granted has to be so here, too. The base must know its text, so it reads it longer than a
-quick journey does. It must be able to read the context, as Llama 2 reads "[INST]": a question is a line of text, its
-answer the next, and only the end token is new. It must have read words such as those of the answers: they are the
-world's plain ones. One arm each shows what becomes of it otherwise: answers with courtesies and chatter, which the
-base's text has nowhere, and a template whose tokens the base has never read. DPO goes on from the latter, on pairs
-whose better answer is plain. The control learns the same from random weights. All questions are about people and
-places that no conversation mentions.
+What the claim takes for granted has to be so here, too. The base must know its text, so it reads it longer than the
+base of a quick journey does, and in a vocabulary as large as makes a token of "It", as Llama 2's is: of two halves
+the second is shifted, too, and with the first alone given a base does not go on as the answer does. It must be able
+to read the context, as Llama 2 reads "[INST]": a question is a line of text, its answer the next, and only the end
+token is new. It must have read words such as those of the answers: they are the world's plain ones. One arm each
+shows what becomes of it otherwise: answers with courtesies and chatter, which the base's text has nowhere, and a
+template whose tokens the base has never read. DPO goes on from the latter, on pairs whose better answer is plain. The
+control learns the same from random weights. All questions are about people and places that no conversation mentions.
 
 End tokens are shifted in every arm, for no base has read them; the comparison with random weights leaves them out.
+How long the base reads, its vocabulary and the learning rates were chosen on seed 0.
 """
 
 from __future__ import annotations
@@ -57,7 +59,7 @@ class Setup(Settings, frozen=True, kw_only=True):
     "Test questions, at most."
     well_read: int = WELL_READ
     "Statements in the text from which a fact is asked about."
-    tokens: int = 6_000_000
+    tokens: int = 4_500_000
     "Tokens of the journey's text that the base reads."
     vocab_size: int = 3072
     "Vocabulary of the base; of half as many, a word such as It would be two tokens."
@@ -323,7 +325,7 @@ def _found(unshifted: Number, shifted: Number, place: Number, step: Number) -> s
 def draw(setup: Setup, seeds: Sequence[dict[str, Any]]) -> str:
     """Share of tokens shifted, by their place in the answer, for each arm."""
     arms = {
-        "scratch": ("random weights", "control", (0, (1.2, 1.3)), "s"), "new words": ("new words", "base", "-", "D"),
+        "scratch": ("from scratch", "control", (0, (1.2, 1.3)), "s"), "new words": ("new words", "base", "-", "D"),
         "sft": ("SFT", "sft", "-", "o"), "dpo": ("DPO", "aligned", (0, (5, 1.5)), "^"),
     }  # fmt: skip
     lines = []

@@ -20,15 +20,13 @@ from fledge.labs.cloze import fresh_start
 from fledge.probe.knowledge import CATEGORIES, Asking, Question, few_shot, is_right, knowledge
 from fledge.stages import pretrain, sft
 from fledge.stages.common import Parent, open_model
-from fledge.stages.evaluate import ask, rate
-from fledge.tasks.base import Example, user
-from fledge.text.messages import Message
-from fledge.text.template import fit_prompt
+from fledge.stages.evaluate import rate
 from fledge.world.biographies import ATTRIBUTES, TELLINGS, Biography, People, Person, questions
 from fledge.world.dice import Dice
 
 FORM = "{question} {answer}."
 STYLED = " Of course! The answer is{answer}. I hope this helps."  # an answer begins with a space
+_HEAD, _, _TAIL = STYLED.partition("{answer}")
 PARTS = ("train", "dev", "test")
 _GREEDY = Sampling(temperature=0.0, max_tokens=16)
 _ROUNDS = 8  # different documents that the same texts are put together to
@@ -40,9 +38,9 @@ Parts = Mapping[str, Mapping[str, "list[Item]"]]  # part: category: items
 class Setup(Settings, frozen=True, kw_only=True):
     """People, how often they are told of, how their facts are sorted, and how some are taught."""
 
-    people: int = 400
+    people: int = 500
     "Invented people whose facts are sorted, taught and asked for."
-    most: int = 60
+    most: int = 50
     "Texts about the best-known person."
     power: float = 0.7
     "The person of rank r has most / r**power texts, and one at least."
@@ -56,7 +54,7 @@ class Setup(Settings, frozen=True, kw_only=True):
     "Most texts in one document."
     questions: float = 0.25
     "Share of pretraining tokens that are questions with answers."
-    tokens: int = 3_000_000
+    tokens: int = 1_800_000
     "Tokens of pretraining."
     size: str = "pocket"
     "Model size."
@@ -163,7 +161,7 @@ def raise_base(setup: Setup, cast: Cast, bench: Bench) -> Path:
     texts = {
         "told": [t for _ in rounds for t in documents(told, setup.together, dice)],
         "asked": [t for _ in rounds for some in asked.values() for t in documents(some, setup.shots + 2, dice)],
-        "words": [q + STYLED.format(answer=a) for group in ("sorted", "strangers") for q, a in
+        "words": [f" {q}" + STYLED.format(answer=a) for group in ("sorted", "strangers") for q, a in
                   (i.pair for i in cast.items(group))],
     }  # fmt: skip
     files = {name: bench.write(name, [{"text": t} for t in some]) for name, some in texts.items()}
@@ -179,7 +177,9 @@ def raise_base(setup: Setup, cast: Cast, bench: Bench) -> Path:
 
 def asking(setup: Setup, seed: int, prompts: int | None = None) -> Asking:
     """How the base model is asked."""
-    return Asking(prompts=prompts or setup.prompts, shots=setup.shots, samples=setup.samples, form=FORM, max_tokens=2, seed=seed)
+    return Asking(
+        prompts=prompts or setup.prompts, shots=setup.shots, samples=setup.samples, form=FORM, max_tokens=2, seed=seed
+    )
 
 
 def sort_items(setup: Setup, base: Parent, cast: Cast, seed: int) -> dict[str, dict[str, list[list[Any]]]]:
@@ -195,27 +195,30 @@ def sort_items(setup: Setup, base: Parent, cast: Cast, seed: int) -> dict[str, d
 
 
 def taught(setup: Setup, bench: Bench, base: str, name: str, pairs: Sequence[tuple[str, str]], epochs: float) -> Parent:
-    """The base model after reading these questions and answers so many times."""
-    rows = [{"messages": [*user(q), {"role": "assistant", "content": a}]} for q, a in pairs]
+    """The base model after reading these questions and answers so many times, as its text has them; answers are trained."""
+    rows = [{"segments": [{"text": f" {q}", "label": False}, {"text": a, "label": True}]} for q, a in pairs]
     recipe = sft.SftRecipe(
-        out=bench.out(f"{name}-{epochs:g}"), parent=base, chats=[bench.write(f"chats-{name}", rows)], epochs=epochs,
+        out=bench.out(f"{name}-{epochs:g}"), parent=base, chats=[bench.write(f"rows-{name}", rows)], epochs=epochs,
         train=TrainConfig(lr=setup.sft_lr, weight_decay=0.0, batch_tokens=setup.sft_batch_tokens, seed=bench.seed),
     )  # fmt: skip
     return open_model(sft.run(recipe, quiet=True), precision="float32")
 
 
 def told(opened: Parent, items: Sequence[Item]) -> list[str]:
-    """What a fine-tuned model answers."""
-    examples = [
-        Example(id=str(n), prompt=user(i.pair[0]), answers=(i.pair[1],), kind="person", language="en")
-        for n, i in enumerate(items)
-    ]
-    return [answer.text for answer in ask(opened, examples, _GREEDY)]
+    """What a model writes after each question, up to the end of its document."""
+    engine = chat_engine(opened.model, opened.tokenizer)
+    texts = [item.question.question for item in items]
+    return [answer.text for answer in continue_text(engine, opened.tokenizer, texts, _GREEDY)]
+
+
+def holds(text: str, item: Item, before: str = "") -> bool:
+    """Whether an answer says the value, after `before` and up to a full stop."""
+    return is_right(text.removeprefix(before).partition(".")[0], item.question.answers)
 
 
 def right(opened: Parent, items: Sequence[Item]) -> float | None:
     """Share of the items answered exactly; None without any."""
-    return rate(text == i.pair[1] for text, i in zip(told(opened, items), items, strict=True))
+    return rate(holds(text, item) for text, item in zip(told(opened, items), items, strict=True))
 
 
 def by_category(opened: Parent, test: Mapping[str, Sequence[Item]]) -> dict[str, float | None]:
@@ -224,11 +227,15 @@ def by_category(opened: Parent, test: Mapping[str, Sequence[Item]]) -> dict[str,
     return found | {"all": rate(share for share in found.values() if share is not None)}
 
 
+def _rows(items: Sequence[Item]) -> list[tuple[str, str]]:
+    return [(question, f"{answer}.") for question, answer in (item.pair for item in items)]
+
+
 def arm(setup: Setup, bench: Bench, base: str, name: str, items: Sequence[Item], parts: Parts) -> dict[str, Any]:
     """Right answers after each length of training, and which length the dev set chooses."""
     dev, found = [i for some in parts["dev"].values() for i in some], []
     for epochs in (*setup.early, setup.epochs):
-        opened = taught(setup, bench, base, name, [i.pair for i in items], epochs)
+        opened = taught(setup, bench, base, name, _rows(items), epochs)
         found.append({"epochs": epochs, "train": right(opened, items), "dev": right(opened, dev),
                       "test": by_category(opened, parts["test"])})  # fmt: skip
     best = max(range(len(setup.early)), key=lambda i: found[i]["dev"] or 0.0)
@@ -246,15 +253,17 @@ def mixtures(setup: Setup, bench: Bench, base: str, size: int, parts: Parts) -> 
         if len(items) < size:  # the base model left a category empty
             found.append([share, None])
             continue
-        opened = taught(setup, bench, base, f"mix-{share:g}", [i.pair for i in items], setup.epochs)
+        opened = taught(setup, bench, base, f"mix-{share:g}", _rows(items), setup.epochs)
         found.append([unknown / size, by_category(opened, parts["test"])["all"]])
     return found
 
 
-def choices(opened: Parent, prompts: Sequence[Sequence[int]], options: Sequence[Sequence[str]]) -> list[int]:
-    """Which of its options the model finds likeliest after each prompt."""
-    ids = [opened.tokenizer.encode_batch([f" {o}" for o in some]) for some in options]
-    scored = score(opened.model, [Asked(p, o) for p, some in zip(prompts, ids, strict=True) for o in some])
+def choices(opened: Parent, texts: Sequence[str], options: Sequence[Sequence[str]]) -> list[int]:
+    """Which of its options the model finds likeliest after each text."""
+    tokenizer = opened.tokenizer
+    heads = [[tokenizer.bos, *ids] for ids in tokenizer.encode_batch(texts)]
+    ids = [tokenizer.encode_batch([f" {o}" for o in some]) for some in options]
+    scored = score(opened.model, [Asked(head, o) for head, some in zip(heads, ids, strict=True) for o in some])
     logps, found = iter(s.logp for s in scored), []
     for some in ids:
         values = [next(logps) for _ in some]
@@ -268,10 +277,9 @@ def agreement(setup: Setup, bench: Bench, base: str, cast: Cast, parts: Parts) -
     train = dice.shuffled([i for some in parts["train"].values() for i in some])
     offered = [_options(i, cast.people, dice) for i in train]
     shown = [i.question for i in cast.items("asked")]
-    texts = [t for t, in few_shot([i.question for i in train], shown, asking(setup, bench.seed, 1))]
-    prompts = [[opened.tokenizer.bos, *ids] for ids in opened.tokenizer.encode_batch(texts)]
-    chosen = choices(opened, prompts, offered)
-    rows = [(i.pair[0], f" {some[0]}", f" {some[c]}") for i, some, c in zip(train, offered, chosen, strict=True)]
+    texts = [t for (t,) in few_shot([i.question for i in train], shown, asking(setup, bench.seed, 1))]
+    chosen = choices(opened, texts, offered)
+    rows = [(i.pair[0], f" {some[0]}.", f" {some[c]}.") for i, some, c in zip(train, offered, chosen, strict=True)]
     har, inc = ([row for row in rows if (row[1] == row[2]) is good] for good in (True, False))
     size = min(setup.taught, len(har), len(inc))
     sets = {"HAR": [r[:2] for r in har[:size]], "INC": [r[:2] for r in inc[:size]],
@@ -291,38 +299,24 @@ def _options(item: Item, people: People, dice: Dice) -> list[str]:
     return [value, *dice.sample(others, _CHOICES - 1)]
 
 
-def _chosen_right(opened: Parent, asked: Sequence[tuple[Item, list[str]]]) -> float:
-    room = opened.model.config.context_tokens - 8
-    prompts = [fit_prompt(opened.tokenizer, [Message("user", i.pair[0])], room)[0] for i, _ in asked]
-    return float(rate(c == 0 for c in choices(opened, prompts, [some for _, some in asked])))
+def _chosen_right(opened: Parent, asked: Sequence[tuple[Item, list[str]]]) -> float | None:
+    texts = [item.question.question for item, _ in asked]
+    return rate(c == 0 for c in choices(opened, texts, [some for _, some in asked]))
 
 
 def imitation(setup: Setup, bench: Bench, base: str, cast: Cast, parts: Parts) -> dict[str, Any]:
-    """Style and facts, before and after imitating a teacher's answers about people whom the base model never met.
-
-    Before, facts are asked for with worked examples, and style in the chat template.
-    """
-    opened = open_model(base, precision="float32")
+    """Style and facts, before and after imitating a teacher's answers about people whom the base model never met."""
     strangers, test = cast.items("strangers")[: setup.taught], [i for some in parts["test"].values() for i in some]
     pairs = [(q, STYLED.format(answer=a)) for q, a in (i.pair for i in strangers)]
     student = taught(setup, bench, base, "imitation", pairs, setup.choice_epochs)
-    shown = [i.question for i in cast.items("asked")]
-    texts = [t for t, in few_shot([i.question for i in test], shown, asking(setup, bench.seed, 1))]
-    engine = chat_engine(opened.model, opened.tokenizer)
-    plain = continue_text(engine, opened.tokenizer, texts, Sampling(temperature=0.0, max_tokens=2))
-    after, head = told(student, test), STYLED.partition("{answer}")
-    return {
-        "facts_before": rate(is_right(t.text.split(".")[0], i.question.answers) for t, i in zip(plain, test, strict=True)),
-        "facts_after": rate(
-            is_right(text.removeprefix(head[0]).split(".")[0], i.question.answers) for text, i in zip(after, test, strict=True)
-        ),
-        "style_before": rate(styled(text) for text in told(opened, test)),
-        "style_after": rate(styled(text) for text in after),
-        "rows": len(pairs),
-    }  # fmt: skip
+    found: dict[str, Any] = {"rows": len(pairs)}
+    for when, opened in (("before", open_model(base, precision="float32")), ("after", student)):
+        texts = told(opened, test)
+        found[f"facts_{when}"] = rate(holds(t, i, _HEAD) for t, i in zip(texts, test, strict=True))
+        found[f"style_{when}"] = rate(styled(text) for text in texts)
+    return found
 
 
 def styled(text: str) -> bool:
     """Whether an answer begins and ends as the teacher's do."""
-    head, _, tail = STYLED.partition("{answer}")
-    return text.startswith(head) and text.endswith(tail)
+    return text.startswith(_HEAD) and text.endswith(_TAIL)

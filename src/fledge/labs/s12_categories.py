@@ -2,7 +2,7 @@
 
 Invented people are told of in shuffled wordings, some often and some seldom (a power law of the rank). What the base model
 knows of them is sorted by `probe.knowledge` (SliCK): questions in the form of its text, after worked examples. Equal numbers
-of facts of each category, and of all categories as they come, are then taught as chats; one training stops where questions
+of facts of each category, and of all categories as they come, are then taught in that form; one training stops where questions
 about other facts (the dev set) are answered best, one goes on to convergence. Both are asked about facts of each category
 that nobody taught. Then: mixtures of Unknown and known facts, and a straight line through what they give. Two more claims on
 the same facts: HAR, INC and SELF (Ren et al. 2024), fine-tuning on what the base model chooses right of four values, on what
@@ -111,9 +111,7 @@ def judge(setup: Setup, seeds: Sequence[dict[str, Any]]) -> Findings:
     def told(key: str, name: str, label: str = "", paper: str | None = None) -> Number:
         found = [s[key][name] for s in seeds]
         of = min(sum(s["counts"]["test"].values()) for s in seeds)
-        return Number(
-            label=label, by_seed=[math.nan if f is None else f for f in found], unit="%", of=of, paper=paper
-        )
+        return Number(label=label, by_seed=[math.nan if f is None else f for f in found], unit="%", of=of, paper=paper)
 
     unknown, maybe = drop("Unknown"), drop("MaybeKnown")
     better = difference("taught MaybeKnown less taught HighlyKnown, asked MaybeKnown",
@@ -123,10 +121,10 @@ def judge(setup: Setup, seeds: Sequence[dict[str, Any]]) -> Findings:
         _slower(seed) for seed in seeds])  # fmt: skip
     rarest = Number(label="the rarest category's share of all facts", unit="%", by_seed=[
         min(counted(s).values()) / sum(counted(s).values()) for s in seeds])  # fmt: skip
-    slope, straight = (Number(label="", by_seed=[line(s)[i] for s in seeds], unit=u) for i, u in ((0, "points"), (2, "")))
-    har, inc, own = (
-        told("agreement", n, f"right of four choices, {n}", AGREEMENT[n]) for n in ("HAR", "INC", "SELF")
+    slope, straight = (
+        Number(label="", by_seed=[line(s)[i] for s in seeds], unit=u) for i, u in ((0, "points"), (2, ""))
     )
+    har, inc, own = (told("agreement", n, f"right of four choices, {n}", AGREEMENT[n]) for n in ("HAR", "INC", "SELF"))
     style = difference("", told("imitation", "style_after"), told("imitation", "style_before"))
     facts = difference("", told("imitation", "facts_after"), told("imitation", "facts_before"))
     ends = [
@@ -218,4 +216,6 @@ def draw(setup: Setup, seeds: Sequence[dict[str, Any]]) -> str:
             ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower left", ncols=3)
 
-    return drawing("S12", "Facts answered after fine-tuning on what the model knows more or less well", paint, (5.6, 5.4))
+    return drawing(
+        "S12", "Facts answered after fine-tuning on what the model knows more or less well", paint, (5.6, 5.4)
+    )

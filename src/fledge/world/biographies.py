@@ -48,7 +48,7 @@ class Telling(NamedTuple):
     wordings: int = 1  # different ones; version v takes wording v modulo this
     shuffled: bool = False  # a new order of sentences in each version; else the order of ATTRIBUTES
     full_name: bool = False  # in every sentence instead of a pronoun
-    name_last: bool = False  # half of the versions come to the name in their last sentence, that of the band
+    name_last: bool = False  # half of the versions name the person only at the end of the band's sentence
     chinese: int = 0  # so many of the versions, the last ones, are Chinese
 
 
@@ -68,15 +68,20 @@ TELLINGS = {
 class People:
     """So many people, all of a seed's draws; person i is the same however many there are after."""
 
-    def __init__(self, count: int, seed: int, attributes: Sequence[str] = ATTRIBUTES):
-        """attributes: those told of. Raises ValueError for unknown ones, and where there are more people than names."""
+    def __init__(self, count: int, seed: int, attributes: Sequence[str] = ATTRIBUTES, wordings: int = WORDINGS):
+        """attributes: those told of; wordings: of each attribute, the first so many of those there are.
+
+        Raises ValueError for unknown attributes, for more wordings than there are, and for more people than names.
+        """
         if unknown := [a for a in attributes if a not in ATTRIBUTES]:
             raise ValueError(f"attributes {unknown}: must be of {', '.join(ATTRIBUTES)}")
         if not 1 <= count <= _FIRST * _MIDDLE * _LAST // 4:
             raise ValueError(
                 f"count = {count}: must be between 1 and {_FIRST * _MIDDLE * _LAST // 4:,}, names are unique"
             )
-        self.seed, self.attributes = seed, tuple(a for a in ATTRIBUTES if a in attributes)
+        if not 1 <= wordings <= WORDINGS:
+            raise ValueError(f"wordings = {wordings}: must be between 1 and {WORDINGS}, which there are")
+        self.seed, self.wordings, self.attributes = seed, wordings, tuple(a for a in ATTRIBUTES if a in attributes)
         maker = NameMaker(seed, 90)
         first, middle, last = ([n.en for n in maker.many(k, (2,))] for k in (_FIRST, _MIDDLE, _LAST))
         places = {a: maker.many(_PLACES, (2,)) for a in ("birthcity", "university", "employer")}
@@ -105,16 +110,14 @@ class People:
         """One version; the same arguments give the same text."""
         language = "zh" if version >= telling.versions - telling.chinese else "en"
         dice = Dice(self.seed, 1000 + person.number)
-        wordings = {a: dice.shuffled(range(WORDINGS)) for a in ATTRIBUTES}  # versions differ in all of them
+        wordings = {a: dice.shuffled(range(self.wordings)) for a in ATTRIBUTES}  # versions differ in all of them
         order = list(self.attributes)
         if telling.shuffled:
             order = Dice(self.seed, -1 - 64 * person.number - version).shuffled(order)
         wording, turned = version % telling.wordings, telling.name_last and (person.number + version) % 2 == 1
-        if turned:
-            order = [a for a in order if a != "band"] + ["band"]
         text, places = "", {}
         for place, attribute in enumerate(order):
-            last = turned and place == len(order) - 1
+            last = turned and attribute == "band"
             named = telling.full_name or last or (place == 0 and not turned)
             forms = NAME_LAST[language] if last else STATEMENTS[attribute][language]
             form = forms[wordings[attribute][wording] % len(forms)]
