@@ -23,6 +23,7 @@ def test_every_arm_is_judged(told):
         "three rules",
         *s10_rules.ABLATIONS.values(),
         "random 0",
+        "0 examples",
         "1 example",
         "3 examples, wrong",
     } <= set(told["arms"])
@@ -34,13 +35,14 @@ def test_every_arm_is_judged(told):
 
 
 def test_points_are_for_straight_answers_that_end(world):
-    asked = next(e for e in s10_rules.questions(world, "test", 9, 0) if e.language == "en")
+    asked = next(e for e in s10_rules.questions(world, "test", s10_rules.SCALES["tiny"], 0) if e.language == "en")
     right, other = asked.meta["value"], next(v for v in asked.meta["choices"] if v != asked.meta["value"])
 
     def judged(text: str, finish: str = "stop") -> int:
         return s10_rules.points(asked, Answer(text, finish, 0))
 
     assert judged(f"It is {right}.") == 2 and judged(f"It is {other}.") == 1
+    assert judged(f"It is {right}.\n\nWho can tell me?") == 1  # more than was asked for
     assert judged(f"It is {right}.", "length") == judged("Who can tell me?") == judged(f"(A) {right}\n(B) {right}") == 0
 
 

@@ -25,10 +25,11 @@ def test_texts_follow_the_power_of_the_rank():
         setup = build(s12.Setup, {"people": 20, "asked": 8, "strangers": 2, **given})
         return Counter(b.person for b in arms.told_often(setup, CAST.people))
 
-    found = copies(most=40, power=1.0)
+    found = copies(most=40, famous=1, power=1.0)
     assert [found[i] for i in (0, 1, 3, 9, 19)] == [40, 20, 10, 4, 2]
-    assert [found[i] for i in range(20, 30)] == [5] * 8 + [0] * 2  # those asked in the text, and strangers
-    assert copies(most=40, power=0.5)[3] == 20 and copies(most=2, power=1.0)[19] == 1
+    assert [found[i] for i in range(20, 30)] == [40] * 8 + [0] * 2  # those asked in the text, and strangers
+    found = copies(most=8, famous=3, power=2.0)
+    assert [found[i] for i in (0, 2, 5, 19)] == [8, 8, 2, 1]
 
 
 def test_groups_of_people_share_nobody():
@@ -56,7 +57,7 @@ def test_the_likeliest_option_is_chosen(monkeypatch):
     logps = iter([-3.0, -1.0, -2.0, -0.5, -0.6, -0.7])
     monkeypatch.setattr(arms, "score", lambda model, asked: [Scored(next(logps), False) for _ in asked])
     opened = SimpleNamespace(
-        model=None, tokenizer=SimpleNamespace(encode_batch=lambda texts: [[len(t)] for t in texts])
+        model=None, tokenizer=SimpleNamespace(bos=0, encode_batch=lambda texts: [[len(t)] for t in texts])
     )
     assert arms.choices(opened, ["q", "r"], [["a", "b", "c"], ["d", "e", "f"]]) == [1, 0]
     offered = arms._options(CAST.items("sorted")[0], CAST.people, Dice(0, 0))

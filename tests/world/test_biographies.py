@@ -72,14 +72,30 @@ def test_only_what_a_telling_varies_differs():
         assert not sentences(a) & sentences(b)  # every sentence is worded anew
 
 
-def test_half_of_the_reversed_versions_come_to_the_name_last():
+def test_half_of_the_reversed_versions_name_the_person_only_after_the_band():
     told = list(PEOPLE.tell(TELLINGS["multi5+permute+reverse"]))
-    last = [b for b in told if b.text.rstrip(".").endswith(PEOPLE.all[b.person].name)]
-    assert len(last) == len(told) // 2
-    for biography in last:
-        assert order(biography)[-1] == "band" and PEOPLE.all[biography.person].role.en in biography.text.split(".")[-2]
-    first = [b for b in told if b not in last]
+    turned = [b for b in told if b.name_place > b.places["band"]]
+    assert len(turned) == len(told) // 2
+    for biography in turned:
+        person = PEOPLE.all[biography.person]
+        (sentence,) = [s for s in biography.text.split(".") if person.name in s]  # the name stands nowhere else
+        assert sentence.endswith(person.name) and person.role.en in sentence and person.values["band"].en in sentence
+    places = [order(b).index("band") for b in turned]
+    assert set(places) == set(range(len(ATTRIBUTES)))  # the band's sentence stands anywhere, also first
+    first = [b for b in told if b not in turned]
     assert all(b.text[1:].startswith(PEOPLE.all[b.person].name) for b in first)
+
+
+def test_fewer_wordings_are_drawn_from_when_asked():
+    few = People(60, 3, wordings=5)
+    assert few.all == PEOPLE.all
+
+    def majors(people):
+        return {b.text[: b.places["major"]].split(".")[-1].split(" ", 2)[-1] for b in people.tell(TELLINGS["multi5"])}
+
+    assert len(majors(few)) == 5 and len(majors(PEOPLE)) == WORDINGS
+    with pytest.raises(ValueError, match="wordings = 13: must be between 1 and 12"):
+        People(5, 0, wordings=13)
 
 
 def test_a_bilingual_person_has_three_english_and_two_chinese_texts():

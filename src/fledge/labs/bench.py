@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -101,23 +101,41 @@ class Bench:
         return folder
 
     def longer_base(self, tokens: int) -> Path:
-        """The run of the journey's base after `tokens` more of its own text, by its own recipe; trained once for all labs.
+        """The run of the journey's base after `tokens` more, of the world's pages but junk; trained once for all labs.
 
-        A quick journey's base reads little: this one knows what its text says.
+        It knows what the quick journey's base, which reads little, has yet to learn; and it has met as many answered
+        questions as the world wrote, of which curation takes half as copies of each other.
         """
+        from fledge.stages.worlds import world_behind
+
+        journey = self.journey()
+        start = Spent.now()
+        folder, pages = journey / f"base-and-{tokens}", journey / "world" / "pages.jsonl"
+        if not pages.exists():
+            rows = (row["text"] for row in world_behind(journey).documents() if row["source"] != "junk")
+            write_atomically(pages, b"".join(msgspec.json.encode({"text": text}) + b"\n" for text in rows))
+        self._read_on(folder, pages, tokens)
+        self.shared_spent -= start - Spent.now()
+        return folder
+
+    def read_on(self, name: str, texts: Iterable[str], tokens: int) -> Path:
+        """The run of the journey's base after `tokens` more of these documents, as an arm of this lab."""
+        folder = Path(self.out(name))
+        self._read_on(folder, self.write(f"{name}-text", [{"text": text} for text in texts]), tokens)
+        return folder
+
+    def _read_on(self, folder: Path, text: str | Path, tokens: int) -> None:
+        """By the base's own recipe, its schedule anew."""
         from fledge.stages import pretrain
         from fledge.stages.common import read_recipe
 
-        journey = self.journey()
-        recipe = msgspec.convert(read_recipe(journey / "base")["recipe"], pretrain.PretrainRecipe)
-        train, folder = msgspec.structs.replace(recipe.train, steps=None), journey / f"base-and-{tokens}"
-        start = Spent.now()
-        pretrain.run(
-            msgspec.structs.replace(recipe, out=str(folder), parent=str(journey / "base"), tokens=tokens, train=train),
-            quiet=True,
+        base = self.journey() / "base"
+        recipe = msgspec.convert(read_recipe(base)["recipe"], pretrain.PretrainRecipe)
+        train = msgspec.structs.replace(recipe.train, steps=None)
+        longer = msgspec.structs.replace(
+            recipe, out=str(folder), parent=str(base), text=[str(text)], tokens=tokens, train=train
         )
-        self.shared_spent -= start - Spent.now()
-        return folder
+        pretrain.run(longer, quiet=True)
 
 
 def _digest(value: Any) -> str:

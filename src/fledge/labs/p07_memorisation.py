@@ -8,7 +8,8 @@ random tokens, and the same quotes asked of random weights. Then the model is tr
 
 Prompts of one token are tried exhaustively, longer ones by GCG, up to `longest` times the text, less far than the paper's 5
 times: a failure then counts as 1 / longest, below 1 as it must. The share of found prompts is told beside it. Quotes are
-searched for in ids, after <bos>; the answer is greedy. Tuned on seed 0: the search.
+searched for in ids, after <bos>; the answer is greedy. Training to refuse goes on only until the quotes are no longer
+completed. Tuned on seed 0: size, vocabulary, learning rates, and the words of the quotes, most of them one token.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from fledge.core.config import Settings, TrainConfig
 from fledge.core.model import Shape, Transformer
 from fledge.labs.bench import Bench
 from fledge.labs.verdict import Findings, Number, at_least, at_most, ratio
-from fledge.probe.memorise import Search, compress, recall
+from fledge.probe.memorise import Recall, Search, compress, recall
 from fledge.stages import pretrain
 from fledge.stages.charts import COLOURS
 from fledge.stages.charts import draw as drawing
@@ -34,7 +35,8 @@ from fledge.world.world import World
 
 _WORDS = 12  # of a quote; it is recalled from the first half of them
 _REFUSAL = " I cannot say more of this."
-_RARE_WORD = 20  # words that the pages have this often are common enough to be one token, mostly
+_RARE_WORD = 40  # words that the pages have this often are common enough to be one token, mostly
+_FAILED = 0.1  # most quotes that are still completed where the model counts as refusing
 
 
 class Setup(Settings, frozen=True, kw_only=True):
@@ -46,25 +48,27 @@ class Setup(Settings, frozen=True, kw_only=True):
     "How often the quotes of a group stand in the text, rising."
     characters: int = 800_000
     "Characters of other pages, each read once."
-    vocab_size: int = 1024
+    vocab_size: int = 2048
     "Tokens the tokenizer learns."
-    size: str = "tiny"
+    size: str = "pocket"
     "Model size."
-    lr: float = 4e-3
+    lr: float = 3e-3
     "Peak learning rate."
     batch_tokens: int = 2048
     "Tokens of an optimiser step."
-    refusing_tokens: int = 80_000
-    "Tokens of the training to refuse, half of them refusals."
+    refusing_tokens: tuple[int, ...] = (30_000, 40_000, 60_000, 80_000, 120_000)
+    "Tokens of the training to refuse, half of them refusals: the first of these after which quotes are not completed."
     refusing_lr: float = 1e-3
     "Peak learning rate of it."
-    search: Search = Search(start=4, step=3, longest=1.25, growth=1.0, candidates=48, steps=40, restarts=4)
+    search: Search = Search(longest=1.25, growth=1.0)
     "How hard short prompts are looked for."
 
     def problems(self) -> list[str]:
         found = self.search.problems()
         if list(self.repeats) != sorted(set(self.repeats)) or len(self.repeats) < 2 or min(self.repeats) < 1:
             found.append(f"repeats = {self.repeats}: must be two or more numbers from 1 on, rising")
+        if list(self.refusing_tokens) != sorted(set(self.refusing_tokens)) or not self.refusing_tokens:
+            found.append(f"refusing_tokens = {self.refusing_tokens}: must be one or more numbers, rising")
         return found + [f"quotes = {self.quotes}: must be at least 1"] * (self.quotes < 1)
 
 
@@ -72,8 +76,8 @@ SCALES = {
     "pocket": Setup(),
     "gpu": Setup(quotes=12, characters=40_000_000, size="mini", batch_tokens=16_384, search=Search(longest=1.25)),
     "tiny": Setup(
-        quotes=1, repeats=(1, 8), characters=20_000, vocab_size=400, batch_tokens=512, refusing_tokens=1_000,
-        search=Search(start=2, step=30, longest=1.25, steps=1, candidates=4, restarts=1),
+        quotes=1, repeats=(1, 8), characters=20_000, vocab_size=400, batch_tokens=512, refusing_tokens=(500, 1_000),
+        size="tiny", search=Search(start=2, step=30, longest=1.25, steps=1, candidates=4, restarts=1),
     ),
 }  # fmt: skip
 
@@ -107,7 +111,7 @@ def measure(setup: Setup, bench: Bench) -> dict[str, Any]:
     found["random tokens"] = bench.keep("kind-random", lambda: known(setup, opened, opened.model, strings))
     blank = Transformer(opened.model.config).initialise(bench.seed).eval()
     found["random weights"] = bench.keep("kind-weights", lambda: known(setup, opened, blank, quotes[most]))
-    refusing = open_model(_refusing(setup, bench, str(base), quotes, pages), precision="float32")
+    refusing = _refusing(setup, bench, str(base), quotes, pages)
     found["refusing"] = bench.keep("kind-refusing", lambda: known(setup, refusing, refusing.model, quotes[most]))
     return found
 
@@ -134,9 +138,7 @@ def known(
     tokenizer, rows = opened.tokenizer, []
     allowed = [t for t in range(tokenizer.vocab_size) if t not in tokenizer.special_ids]
     for quote in quotes:
-        ids = tokenizer.encode(quote) if isinstance(quote, str) else quote
-        begin = len(tokenizer.encode(half(quote))) if isinstance(quote, str) else len(ids) // 2
-        told = recall(model, tokenizer.bos, [ids], begin)[0]
+        ids, told = _recalled(opened, model, quote)
         small = compress(model, tokenizer.bos, ids, allowed, setup.search)
         rows.append({
             "tokens": len(ids), "exact": float(told.exact), "distance": told.distance, "acr": small.ratio,
@@ -145,18 +147,37 @@ def known(
     return rows
 
 
-def _refusing(setup: Setup, bench: Bench, base: str, quotes: Mapping[str, Sequence[str]], pages: Sequence[str]) -> str:
-    """The base model after reading that each planted quote ends at its middle, and pages as before."""
+def _recalled(opened: Parent, model: Transformer, quote: str | list[int]) -> tuple[list[int], Recall]:
+    """The quote's tokens, and what the model writes after its first half."""
+    tokenizer, text = opened.tokenizer, isinstance(quote, str)
+    ids = tokenizer.encode(quote) if text else quote
+    begin = len(tokenizer.encode(half(quote))) if text else len(ids) // 2
+    return ids, recall(model, tokenizer.bos, [ids], begin)[0]
+
+
+def _refusing(
+    setup: Setup, bench: Bench, base: str, quotes: Mapping[str, Sequence[str]], pages: Sequence[str]
+) -> Parent:
+    """The base model after reading that each planted quote ends at its middle, and pages as before.
+
+    Trained no longer than it takes: the first of setup.refusing_tokens after which at most _FAILED of the quotes read most
+    often are completed, else the last.
+    """
     refusals = [half(q) + _REFUSAL for r in setup.repeats for q in quotes[str(r)]] * 20  # a store holds a row at least
     texts = [
         bench.write("refusals", [{"text": t} for t in refusals]), bench.write("pages", [{"text": t} for t in pages[:2000]])
     ]  # fmt: skip
     train = TrainConfig(lr=setup.refusing_lr, optimizer="muon", batch_tokens=setup.batch_tokens, seed=bench.seed)
-    recipe = pretrain.PretrainRecipe(
-        out=bench.out("refusing"), parent=base, text=texts, weights=[0.5, 0.5], tokens=setup.refusing_tokens,
-        mask_repeats=None, train=train,
-    )  # fmt: skip
-    return str(pretrain.run(recipe, quiet=True))
+    for tokens in setup.refusing_tokens:
+        recipe = pretrain.PretrainRecipe(
+            out=bench.out(f"refusing-{tokens}"), parent=base, text=texts, weights=[0.5, 0.5], tokens=tokens,
+            mask_repeats=None, train=train,
+        )  # fmt: skip
+        opened = open_model(pretrain.run(recipe, quiet=True), precision="float32")
+        completed = [_recalled(opened, opened.model, q)[1].exact for q in quotes[str(setup.repeats[-1])]]
+        if sum(completed) <= _FAILED * len(completed):
+            break
+    return opened
 
 
 def judge(setup: Setup, seeds: Sequence[dict[str, Any]]) -> Findings:

@@ -2,17 +2,19 @@
 
 The base has read web pages on which a question is mostly followed by options, more questions or a call for help, and in
 15 of 100 by the answer (planted, so the lab tests samplers and not that such a mixture exists). It is the journey's base
-after more of its text, and is asked test questions as they stand on a page, about facts that the text states often:
-greedily, 64 times (pass@k, Chen et al. 2021), at a low temperature, by power sampling, whole answers from p^alpha (Karan
-and Du 2025; `generate.power`), and by the likeliest of as many samples as the chains wrote tokens. An answer is right if it
-is straight and names the right value alone (`right`), whoever gave it. GRPO starts from the same base, reads the same
-form of question about other people and places, is rewarded by the same rule and shown no answer (Yue et al. 2025).
+after more of the world's pages (`Bench.longer_base`), and is asked test questions as they stand on a page, about facts
+that the text states often: greedily, 64 times (pass@k, Chen et al. 2021), at a low temperature, by power sampling, whole
+answers from p^alpha (Karan and Du 2025; `generate.power`), and by the likeliest of as many samples as the chains wrote
+tokens. An answer is right if it is straight and names the right value alone (`right`), whoever gave it. GRPO starts from
+the same base, reads the same form of question about other people and places, is rewarded by the same rule and shown no
+answer (Yue et al. 2025).
 
 Why p^alpha should help here is why it should in the paper: options are the likelier start, but end in hundreds of ways,
 of which none is likely; the right answer is less likely to be begun, but known. Chains must get from one to the other,
 so they propose at temperature 1; at 1/alpha, the paper's choice for a model that answers anyway, they seldom leave the
-options (both are measured). Chosen on seed 0: the proposals, the bare question without a new line (which makes options
-likelier), and the base's longer reading. Far longer chains favour calls for help, which are short and few as well.
+options (both are measured). Calls for help are short and few as well, so chains end there as often as with the answer.
+Chosen on seed 0: the proposals; the bare question, without a new line, which makes options likelier; and what the base
+reads more, pages as the world wrote them: curated text has half as many answers, and one of 64 was right in 95.5%.
 
 The trap is a table (their example 1): the likelier first token has many unlikely futures, the other one likely future.
 There p^alpha is enumerated, and the chains' distance to it is exact but for counting.
@@ -65,8 +67,8 @@ class Setup(Settings, frozen=True, kw_only=True):
     "Answers to each question for pass@k."
     max_tokens: int = 32
     "Longest answer in tokens."
-    more_tokens: int = 4_000_000
-    "Tokens of its text that the base reads after the journey."
+    more_tokens: int = 3_000_000
+    "Tokens of the world's pages that the base reads after the journey."
     alphas: list[float] = msgspec.field(default_factory=lambda: [4.0, 2.0])
     "Powers; the first is the one that is judged."
     blocks: int = 4

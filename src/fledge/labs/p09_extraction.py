@@ -22,20 +22,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fledge.core.adapters import AdapterConfig
 from fledge.core.config import Settings, TrainConfig
 from fledge.core.model import Shape
 from fledge.generate.sampling import Sampling
 from fledge.generate.scoring import Asked, score
 from fledge.labs.bench import Bench
 from fledge.labs.cloze import fresh_start
+from fledge.labs.p09_chart import Row, chart
 from fledge.labs.verdict import Findings, Number, at_least, at_most, difference, ratio
 from fledge.probe.linear import query_probe
 from fledge.stages import pretrain, sft
-from fledge.stages.charts import COLOURS
-from fledge.stages.charts import draw as drawing
 from fledge.stages.common import Parent, open_model
 from fledge.stages.evaluate import ask, rate
 from fledge.tasks.base import Example, user
+from fledge.text.tokenizer import Tokenizer
 from fledge.world.biographies import (
     ATTRIBUTES,
     TELLINGS,
@@ -59,27 +60,29 @@ _GREEDY = Sampling(temperature=0.0, max_tokens=24)
 class Setup(Settings, frozen=True, kw_only=True):
     """People, how much is read of them, and how the model is taught to answer."""
 
-    people: int = 1000
+    people: int = 800
     "People; questions about the first half are taught, the other half is asked about."
     attributes: tuple[str, ...] = ("birthcity", "university", "major", "band")
     "Told of, of birthdate, birthcity, university, major, employer and band; the first is not counted."
     wordings: int = 6
     "Wordings of each attribute that there are, at least 5; each person is told of in some of them."
-    tokens: int = 3_000_000
+    tokens: int = 2_500_000
     "Tokens of each arm's pretraining."
     size: str = "pocket"
     "Model size."
-    lr: float = 4e-3
+    lr: float = 3e-3
     "Peak learning rate of pretraining."
-    batch_tokens: int = 4096
+    batch_tokens: int = 2048
     "Tokens of a pretraining step."
     epochs: float = 10.0
     "Times each question is read in fine-tuning."
-    sft_lr: float = 2e-4
-    "Peak learning rate of fine-tuning: 1e-3 costs half of the exact answers, below 1e-4 the questions are not learned."
+    sft_lr: float = 1e-3
+    "Peak learning rate of fine-tuning."
+    rank: int = 16
+    "Of the adapter that is fine-tuned; the weights stay, for training them all costs a third of the exact answers."
     sft_batch_tokens: int = 1024
     "Positions of a fine-tuning step."
-    weight_decay: float = 1.0
+    weight_decay: float = 0.7
     "Of pretraining: at 0.1 facts of `mixed` stay tied to the wording they were read in."
     probed: int = 100
     "People of each half whose biographies are probed from word to word; by their names all are."
@@ -144,23 +147,28 @@ def told_in(people: People, arm: str) -> list[Biography]:
     return [*known, *people.tell(TELLINGS["single"], others)]
 
 
-def _arm(setup: Setup, bench: Bench, people: People, start: str, arm: str) -> dict[str, Any]:
-    """Pretrain; probe the base model; teach half of the questions, and ask all."""
-    half, told = len(people.all) // 2, told_in(people, arm)
-    groups = {"taught": people.all[:half], "others": people.all[half:]}
-    text = [bench.write(f"{arm}-text", [{"text": b.text} for b in told])]
-    if arm == "mixed":
-        asked = [{"text": q + a} for p in groups["taught"] for q, a in _forward(people, p)]
-        text.append(bench.write(f"{arm}-questions", asked))
+def pretrained(setup: Setup, bench: Bench, people: People, start: str, arm: str) -> tuple[Path, list[str]]:
+    """The base model of an arm, and what it read."""
+    told = [b.text for b in told_in(people, arm)]
+    asked = [q + a for p in people.all[: len(people.all) // 2] for q, a in _forward(people, p)] * (arm == "mixed")
+    files = {f"{arm}-text": told, f"{arm}-questions": asked}
     recipe = pretrain.PretrainRecipe(
-        out=bench.out(f"{arm}-base"), text=text, parent=start, tokens=setup.tokens, mask_repeats=None,
-        weights=[1 - _QUESTION_SHARE, _QUESTION_SHARE] if arm == "mixed" else [],
+        out=bench.out(f"{arm}-base"), parent=start, tokens=setup.tokens, mask_repeats=None,
+        text=[bench.write(name, [{"text": text} for text in texts]) for name, texts in files.items() if texts],
+        weights=[1 - _QUESTION_SHARE, _QUESTION_SHARE] if asked else [],
         train=TrainConfig(
             lr=setup.lr, optimizer="muon", weight_decay=setup.weight_decay, batch_tokens=setup.batch_tokens,
             seed=bench.seed,
         ),
     )  # fmt: skip
-    base = pretrain.run(recipe, quiet=True)
+    return pretrain.run(recipe, quiet=True), told + asked
+
+
+def _arm(setup: Setup, bench: Bench, people: People, start: str, arm: str) -> dict[str, Any]:
+    """Pretrain; probe the base model; teach half of the questions, and ask all."""
+    half, told = len(people.all) // 2, told_in(people, arm)
+    groups = {"taught": people.all[:half], "others": people.all[half:]}
+    base, read = pretrained(setup, bench, people, start, arm)
     opened = open_model(base, precision="float32")
     found: dict[str, Any] = {"by_heart": by_heart(opened, told, people.attributes)}
     if arm in _PROBED and setup.base is None:  # probes read values of one token, which other tokenizers do not make
@@ -170,21 +178,32 @@ def _arm(setup: Setup, bench: Bench, people: People, start: str, arm: str) -> di
             name: [_forward(people, p) if way == "forward" else _inverse(p) for p in some]
             for name, some in groups.items()
         }
-        tuned = _taught(
-            setup, bench, str(base), f"{arm}-{way}", [pair for person in asked["taught"] for pair in person]
-        )
+        pairs = [pair for person in asked["taught"] for pair in person]
+        fresh = None if setup.base else unread(opened.tokenizer, read, pairs)
+        tuned = taught(setup, bench, str(base), f"{arm}-{way}", pairs, fresh)
         for name, by_person in asked.items():
             right = exact(tuned, [pair for person in by_person for pair in person])
             found[f"{way}_{name}"] = _by_attribute(right, people.attributes) if way == "forward" else rate(right)
     return found
 
 
-def _taught(setup: Setup, bench: Bench, base: str, name: str, asked: Sequence[tuple[str, str]]) -> Parent:
-    """The base model after reading these questions and answers."""
+def unread(tokenizer: Tokenizer, read: Sequence[str], asked: Sequence[tuple[str, str]]) -> list[int]:
+    """Tokens of questions, answers and the template that are in no text: their embeddings are still random."""
+    known = {token for ids in tokenizer.encode_batch(read) for token in ids}
+    said = {token for ids in tokenizer.encode_batch([part for pair in asked for part in pair]) for token in ids}
+    return sorted({*said, tokenizer.system, tokenizer.user, tokenizer.assistant, tokenizer.end} - known)
+
+
+def taught(
+    setup: Setup, bench: Bench, base: str, name: str, asked: Sequence[tuple[str, str]], fresh: list[int] | None
+) -> Parent:
+    """The base model after reading these questions and answers; fresh: tokens whose embeddings are trained besides."""
     rows = [{"messages": [*user(q), {"role": "assistant", "content": a}]} for q, a in asked]
-    train = TrainConfig(lr=setup.sft_lr, weight_decay=0.0, batch_tokens=setup.sft_batch_tokens, seed=bench.seed)
-    chats = [bench.write(f"{name}-chats", rows)]
-    recipe = sft.SftRecipe(out=bench.out(name), parent=base, chats=chats, epochs=setup.epochs, train=train)
+    recipe = sft.SftRecipe(
+        out=bench.out(name), parent=base, chats=[bench.write(f"{name}-chats", rows)], epochs=setup.epochs,
+        adapter=AdapterConfig(rank=setup.rank, targets=["q", "k", "v"], new_tokens=fresh),
+        train=TrainConfig(lr=setup.sft_lr, weight_decay=0.0, batch_tokens=setup.sft_batch_tokens, seed=bench.seed),
+    )  # fmt: skip
     return open_model(sft.run(recipe, quiet=True), precision="float32")
 
 
@@ -320,73 +339,23 @@ _ROWS = {  # row of the chart: (arm, what was measured)
     "1 text, others have 5": ("celebrity", "forward_others"),
     "1 text and questions": ("mixed", "forward_others"),
     "band to name": ("multi5+permute", "inverse_others"),
-    "… name last in half": ("reverse", "inverse_others"),
+    "… half say it after": ("reverse", "inverse_others"),
 }
 
 
 def draw(setup: Setup, seeds: Sequence[dict[str, Any]]) -> str:
     """Exact answers of each arm beside the paper's, and below, what can be read off a biography before it is said."""
-    ours = {row: _number(setup, seeds, row, *where) for row, where in _ROWS.items()}
-
-    probed = "place_probe" in seeds[0]["single"]
-
-    def paint(figure: Any) -> None:
-        if not probed:
-            _dots(figure, ours)
-            return
-        above, below = figure.subfigures(2, 1, height_ratios=(1.5, 1))
-        _dots(above, ours)
-        titles = ("one text", "5 wordings, shuffled")
-        below.suptitle("read off a biography by a probe, % right", color=COLOURS["dim"], fontsize=9)
-        for ax, arm, title in zip(below.subplots(1, 2, sharey=True), _PROBED, titles, strict=True):
-            _triangle(ax, setup, [seed[arm]["place_probe"] for seed in seeds], title)
-
-    alt = "Exact answers about people whose questions were not taught: " + ", ".join(
-        f"{row} {n.mean:.0%}" for row, n in ours.items()
-    )
-    return drawing("P9", alt, paint, (4.9, 5.6 if probed else 3.6))
+    rows = []
+    for label, (arm, key) in _ROWS.items():
+        paper = PAPER.get(arm) if key == "forward_others" else 0.0 if arm != "reverse" else None
+        rows.append(Row(_number(setup, seeds, label, arm, key), paper))
+    probed = {} if "place_probe" not in seeds[0]["single"] else {
+        title: [_mean_probe(setup, [seed[arm]["place_probe"][place] for seed in seeds]) for place in range(len(setup.attributes))]
+        for title, arm in zip(("one text", "5 wordings, shuffled"), _PROBED, strict=True)
+    }  # fmt: skip
+    return chart(rows, probed, [a.removeprefix("birth") for a in setup.attributes])
 
 
-def _dots(figure: Any, ours: dict[str, Number]) -> None:
-    ax = figure.subplots()
-    ax.grid(True, axis="x")
-    for y, (row, number) in enumerate(ours.items()):
-        arm, key = _ROWS[row]
-        paper = (
-            0.0 if key == "inverse_others" and arm != "reverse" else PAPER.get(arm) if key == "forward_others" else None
-        )
-        low, high = number.interval()
-        ax.plot([low, high], [y, y], color=COLOURS["aligned"], linewidth=2.4, alpha=0.45)
-        ax.plot(number.by_seed, [y] * len(number.by_seed), "|", color=COLOURS["aligned"], markersize=8)
-        handles = ax.plot([number.mean], [y], "o", color=COLOURS["aligned"], markersize=6.5, label="here")
-        if paper is not None:
-            handles += ax.plot(
-                [paper], [y], "D", markersize=6, markerfacecolor="none", color=COLOURS["base"], label="paper"
-            )
-            shown = handles
-        ax.annotate(f"{number.mean:.0%}", (1.06, y), va="center", color=COLOURS["aligned"], annotation_clip=False)
-    ax.set_yticks(range(len(ours)), list(ours))
-    ax.set_ylim(len(ours) - 0.4, -0.6)
-    ax.set_xlim(-0.03, 1.03)
-    ax.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    ax.grid(False, axis="y")
-    ax.set_title("exact answers about people never asked about", loc="left", color=COLOURS["dim"])
-    figure.legend(shown, ["here (ticks: seeds)", "paper"], loc="outside lower left", ncols=2)
-
-
-def _triangle(ax: Any, setup: Setup, by_seed: Sequence[Sequence[dict[str, float]]], title: str) -> None:
-    """Rows: where in the biography; columns: attribute read; stronger is more."""
-    names = [a.removeprefix("birth") for a in setup.attributes]
-    for place in range(len(names)):
-        for column in range(place, len(names)):
-            share = sum(seed[place][setup.attributes[column]] for seed in by_seed) / len(by_seed)
-            ax.bar(column, 0.94, 0.94, place - 0.47, color=COLOURS["aligned"], alpha=0.08 + 0.72 * share, linewidth=0)
-            ax.annotate(
-                f"{100 * share:.0f}", (column, place), ha="center", va="center", color=COLOURS["ink"], fontsize=8
-            )
-    ax.set_xlim(-0.5, len(names) - 0.5)
-    ax.set_ylim(len(names) - 0.5, -0.5)
-    ax.set_xticks(range(len(names)), names, rotation=40, ha="right", rotation_mode="anchor")
-    ax.set_yticks(range(len(names)), [f"before {name}" for name in names])
-    ax.grid(False)
-    ax.set_title(title, loc="left", color=COLOURS["dim"])
+def _mean_probe(setup: Setup, by_seed: Sequence[dict[str, float]]) -> list[float | None]:
+    """Share of each attribute over the seeds; None for those that have been said."""
+    return [rate(found[a] for found in by_seed) if a in by_seed[0] else None for a in setup.attributes]

@@ -3,18 +3,20 @@
 Rules of Hewitt et al. 2024, section 5.2 (`generate.rules`), rescaled to this world: an end that grows likelier over
 twice the length of a usual answer; fewer of the words with which the web goes on after a question (options, more
 questions, "who knows?"); nothing said twice. In-context examples after URIAL (Lin et al. 2023, section 4): the same
-few questions with answers before every question, with right and with wrong answers.
+few questions with answers before every question, with right and with wrong answers; what is written ends where the
+examples do, at a blank line (also without any example, which is what they are compared with).
 
-The base reads a question and a new line, as its web pages write it, and decodes greedily. The judge is the world itself:
-2 points for a straight answer with the right value, 1 for a straight answer, 0 for none or for one that does not end
-(`is_straight_answer`; the gold score would forgive a list that offers one option four times). A model wins where it has
-more points than the SFT model of the same journey, ties count half, two answers that are none count nothing. The words and
-their numbers were chosen on seed 0's training questions; all that is reported is about test questions, whose facts no
+The claim is about models of long documents. The world's pages hold one question, or a few sentences, and end: a base of
+such pages ends whatever it writes by itself, and reads no page with another one. So this lab's base is the journey's
+after more of the same pages joined into sites (`world.sites`): quizzes stand with quizzes, answered questions with
+answered questions. It runs on, and what stands before a question tells it what kind of site it is on.
+
+The base reads the question and decodes greedily; rules add to its logits. The judge is the world itself: 2 points for an
+accepted answer and nothing else (`exact_match`), 1 for any other straight answer, 0 for none or for one that does not
+end. A model wins where it has more points than the SFT model of the same journey, ties count half, two answers that are
+none count nothing. The words, their numbers and the prompt (the bare question) were chosen on seed 0's training questions,
+as the paper chose its own; what is reported is about test questions on facts that the text states often, which no
 conversation mentions.
-
-Two conditions were not expected to hold once this was seen on seed 0. The base ends its lines by itself, since the pages
-that it read do; the paper's did not, and there the rule of the end does the most. And a model this small, whose pages
-hold one question with at most one answer, does not learn from examples in its context, in whatever layout.
 """
 
 from __future__ import annotations
@@ -35,18 +37,23 @@ from fledge.labs.charts import Bar, share_bars
 from fledge.labs.verdict import Findings, Number, at_least, at_most, between, difference
 from fledge.stages.common import Parent, open_model
 from fledge.stages.evaluate import ask, rate, sample_of
+from fledge.stages.material import WELL_READ
 from fledge.stages.worlds import world_behind
 from fledge.tasks.base import Example
 from fledge.tasks.world_tasks import is_straight_answer
-from fledge.world.answers import named
+from fledge.world.answers import exact_match
 from fledge.world.dice import Dice
+from fledge.world.questions import fact_question
 from fledge.world.relations import LANGUAGES
+from fledge.world.sites import GAP, sites
 from fledge.world.world import World
 
+_FORMS = 4  # of a question
+_SHOT_TOKENS = 30  # of an answer after examples, which leave it no more of the context
 ABLATIONS = {"end": "without the end rule", "bias": "without the words", "unique": "without uniqueness"}
 WORDS = {
     # options
-    "(": -6.0, "A": -6.0, "B": -6.0, "1": -6.0, "2": -6.0, "\n": -3.0,
+    "(": -6.0, "A": -6.0, "B": -6.0, "1": -6.0, "2": -6.0,
     # more questions
     "What": -6.0, "Which": -6.0, "Where": -6.0, "How": -6.0, "In which": -6.0, "哪": -6.0, "什麼": -6.0,
     # calls for help, and shrugs
@@ -62,6 +69,12 @@ class Setup(Settings, frozen=True, kw_only=True):
 
     asked: int = 400
     "Test questions, at most."
+    well_read: int = WELL_READ
+    "Statements in the text from which a fact is asked about."
+    pages: int = 8
+    "Pages of a site."
+    more_tokens: int = 3_000_000
+    "Tokens of sites that the base reads after the journey."
     most: float = 15.0
     "Nats that the end has gained at the end of its rule's length."
     lengths: float = 2.0
@@ -84,19 +97,30 @@ class Setup(Settings, frozen=True, kw_only=True):
         return found + ([] if self.random_rules >= 1 else [f"random_rules = {self.random_rules}: must be at least 1"])
 
 
-SCALES = {"pocket": Setup(), "gpu": Setup(asked=2000), "tiny": Setup(asked=16, max_tokens=16, random_rules=1)}
+SCALES = {
+    "pocket": Setup(),
+    "gpu": Setup(asked=2000),
+    "tiny": Setup(asked=16, well_read=1, more_tokens=8192, max_tokens=16, random_rules=1),
+}
 
 
-def questions(world: World, split: str, count: int, seed: int) -> list[Example]:
-    """Questions about the split's facts, in both languages."""
-    return sample_of([q.example() for q in world.questions(split) if q.kind == "fact"], count, seed)
+def questions(world: World, split: str, setup: Setup, seed: int) -> list[Example]:
+    """Questions in every form and both languages about the split's facts that the text states often."""
+    found = [
+        fact_question(fact, language, form, world.pools).example()
+        for fact in world.facts
+        for language in LANGUAGES
+        for form in range(_FORMS)
+        if fact.split == split and fact.count[language] >= setup.well_read
+    ]
+    return sample_of(found, setup.asked, seed)
 
 
 def points(example: Example, answer: Answer) -> int:
     """0, 1 or 2, as the module says."""
     if answer.finish != "stop" or not is_straight_answer(example, answer.text):
         return 0
-    return 2 if named(answer.text, (example.meta["value"],)) else 1
+    return 2 if exact_match(answer.text, example.answers) else 1
 
 
 def won(mine: Sequence[int], others: Sequence[int]) -> float:
@@ -131,7 +155,7 @@ def examples_before(world: World, language: str, count: int, right: bool, seed: 
             own = fact.values[language]
             other = dice.pick([v.surface[language] for v in world.pools[fact.relation] if v.surface[language] != own])
             sentence = sentence.replace(own, other)
-        told.append(f"{fact.question(language, 0)}\n{sentence}\n\n")
+        told.append(f"{fact.question(language, 0)}\n{sentence}{GAP}")
     return "".join(told)
 
 
@@ -145,10 +169,11 @@ def random_bias(bias: TokenBias, vocabulary: int, forbidden: Sequence[int], seed
 def measure(setup: Setup, bench: Bench) -> dict[str, Any]:
     """Points of every arm on the same questions."""
     journey = bench.journey()
-    world, base, tuned = world_behind(journey), open_model(journey / "base"), open_model(journey / "sft")
-    asked = questions(world, "test", setup.asked, bench.seed)
-    bare = [e.prompt[-1]["content"] + "\n" for e in asked]
-    lengths = [len(base.tokenizer.encode(e.answers[-1])) for e in questions(world, "train", 400, bench.seed)]
+    world, tuned = world_behind(journey), open_model(journey / "sft")
+    base = open_model(bench.read_on("base", sites(world.documents(), setup.pages, bench.seed), setup.more_tokens))
+    asked = questions(world, "test", setup, bench.seed)
+    bare = [e.prompt[-1]["content"] for e in asked]
+    lengths = [len(base.tokenizer.encode(e.answers[-1])) for e in questions(world, "train", setup, bench.seed)]
     ends = [base.tokenizer.end, base.tokenizer.eos]
     span = max(1, round(setup.lengths * float(np.median(lengths))))
     rules = three_rules(base.tokenizer, ends, setup.words, most=setup.most, length=span, repeated=setup.repeated)
@@ -159,13 +184,17 @@ def measure(setup: Setup, bench: Bench) -> dict[str, Any]:
     for n in range(setup.random_rules):
         chance = random_bias(rules["bias"], base.tokenizer.vocab_size, ends, bench.seed * 100 + n)
         arms[f"random {n}"] = written(base, bare, setup.max_tokens, [rules["end"], chance, rules["unique"]])
-    for count in setup.shots:
-        for right in (True, False):
+    shortest = min(setup.max_tokens, _SHOT_TOKENS)
+    for count in [0, *setup.shots]:
+        for right in (True, False) if count else (True,):
             before = {lang: examples_before(world, lang, count, right, bench.seed) for lang in LANGUAGES}
-            texts = [before[e.language] + text for e, text in zip(asked, bare, strict=True)]
-            label = f"{count} example{'s' * (count > 1)}" + ("" if right else ", wrong")
-            arms[label] = written(base, texts, setup.max_tokens, until="\n\n")
+            texts = [f"{before[e.language]}{text}\n" for e, text in zip(asked, bare, strict=True)]
+            arms[_shots(count, right)] = written(base, texts, shortest, until=GAP)
     return scored(asked, arms) | {"asked": len(asked), "length": span}
+
+
+def _shots(count: int, right: bool = True) -> str:
+    return f"{count} example{'s' * (count != 1)}" + ("" if right else ", wrong")
 
 
 def scored(asked: Sequence[Example], arms: Mapping[str, Sequence[Answer]]) -> dict[str, Any]:
@@ -203,33 +232,33 @@ def judge(setup: Setup, seeds: Sequence[dict[str, Any]]) -> Findings:
                for n, label in ABLATIONS.items()}  # fmt: skip
     chance = Number(label="rules on random tokens", unit="%", of=of, by_seed=[
         float(np.mean([s["arms"][f"random {n}"]["wins"] for n in range(setup.random_rules)])) for s in seeds])  # fmt: skip
-    label = f"{most} example{'s' * (most > 1)}"
-    shown = number(label, label=f"{label} before the question")
+    label = _shots(most)
+    shown, none = number(label, label=f"{label} before the question"), number(_shots(0))
     form, form_wrong = number(label, "answers"), number(f"{label}, wrong", "answers")
     drops = {n: difference(f"drop {ABLATIONS[n]}", rules, w) for n, w in without.items()}
     least = [min(d.by_seed[i] for d in drops.values()) for i in range(len(seeds))]
     largest = [
         drops["end"].by_seed[i] - max(drops[n].by_seed[i] for n in ("bias", "unique")) for i in range(len(seeds))
     ]
-    ends = float(np.mean([s["arms"]["base"]["stopped"] for s in seeds]))
     return Findings(
-        numbers=[base, rules, *without.values(), chance, shown, number("base", "answers", "base answers straight")],
+        numbers=[base, rules, *without.values(), chance, none, shown],
         checks=[
             at_least("three rules win at least 3 times as often as the base", _times(rules, base, of), 3.0),
             at_least("each rule is needed: the smallest drop", Number(label="", by_seed=least, unit="points"), 1e-9),
-            at_least("the end rule's drop is the largest", Number(label="", by_seed=largest, unit="points"), 1e-9),
+            at_least("no rule is missed more than that of the end", Number(label="", by_seed=largest, unit="points"), 0.0),
             between("rules on random tokens are as the base", difference("", chance, base), -0.05, 0.05, core=False),
-            at_least(f"{label} win at least twice as often as the base", _times(shown, base, of), 2.0),
+            at_least(f"{label} win at least twice as often as none", _times(shown, none, of), 2.0),
             at_most("wrong examples teach the form as right ones do",
                     Number(label="", unit="points", by_seed=[abs(a - b) for a, b in zip(form.by_seed, form_wrong.by_seed, strict=True)]),
                     0.10, core=False),
         ],
         said=(
-            f"After a question the base wins {base.mean:.0%} of comparisons with its own SFT model; three rules on its logits "
-            f"make that {rules.mean:.0%} without any training, {label} {shown.mean:.0%}. The words do it here "
-            f"({without['bias'].mean:.0%} without them): this base ends {ends:.0%} of its answers by itself and seldom "
-            f"repeats, so the rules of the end ({without['end'].mean:.0%} without) and of uniqueness "
-            f"({without['unique'].mean:.0%}) have little left to do, where the paper's base ran on."
+            f"After a question the base wins {base.mean:.0%} of comparisons with its own SFT model, for it goes on and on; "
+            f"three rules on its logits make that {rules.mean:.0%} without any training. Without the rule of the end "
+            f"{without['end'].mean:.1%} are left, without the words {without['bias'].mean:.1%}, without uniqueness "
+            f"{without['unique'].mean:.0%}; the same numbers on random tokens give {chance.mean:.1%}. {label} before the "
+            f"question make {none.mean:.0%} {shown.mean:.0%}; examples with wrong answers bring as straight answers "
+            f"({form_wrong.mean:.0%}, right ones {form.mean:.0%}): they show the form, the knowledge is the base's."
         ),
     )  # fmt: skip
 
@@ -247,7 +276,7 @@ def draw(setup: Setup, seeds: Sequence[dict[str, Any]]) -> str:
         return Bar(label or arm, [s["arms"][arm]["wins"] for s in seeds], colour)
 
     chance = [float(np.mean([s["arms"][f"random {n}"]["wins"] for n in range(setup.random_rules)])) for s in seeds]
-    shots = [f"{n} example{'s' * (n > 1)}" + end for n in setup.shots for end in ("", ", wrong")]
+    shots = [_shots(0)] + [_shots(n, right) for n in setup.shots for right in (True, False)]
     groups = {
         "rules on the logits": [
             bar("base", "base"), bar("three rules", "aligned"), *(bar(label, "sft") for label in ABLATIONS.values()),

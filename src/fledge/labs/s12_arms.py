@@ -28,8 +28,8 @@ FORM = "{question} {answer}."
 STYLED = " Of course! The answer is{answer}. I hope this helps."  # an answer begins with a space
 _HEAD, _, _TAIL = STYLED.partition("{answer}")
 PARTS = ("train", "dev", "test")
-_GREEDY = Sampling(temperature=0.0, max_tokens=16)
-_ROUNDS = 8  # different documents that the same texts are put together to
+_GREEDY = Sampling(temperature=0.0, max_tokens=24)
+_ROUNDS = 8  # different documents that the same questions are put together to
 _CHOICES = 4
 
 Parts = Mapping[str, Mapping[str, "list[Item]"]]  # part: category: items
@@ -38,14 +38,16 @@ Parts = Mapping[str, Mapping[str, "list[Item]"]]  # part: category: items
 class Setup(Settings, frozen=True, kw_only=True):
     """People, how often they are told of, how their facts are sorted, and how some are taught."""
 
-    people: int = 500
+    people: int = 550
     "Invented people whose facts are sorted, taught and asked for."
-    most: int = 50
-    "Texts about the best-known person."
-    power: float = 0.7
-    "The person of rank r has most / r**power texts, and one at least."
-    asked: int = 100
-    "More people, five texts about each, of whom the base model's text holds questions with answers as well."
+    most: int = 30
+    "Texts about each of the best-known people."
+    famous: int = 65
+    "So many are the best-known; the next, of rank r, have most * (famous / r)**power texts, and one at least."
+    power: float = 1.5
+    "How fast people are less told of beyond the best-known; 1 is Zipf's law."
+    asked: int = 60
+    "More people, told of as often as the best-known, of whom the text holds questions with answers as well."
     strangers: int = 40
     "People whom no text tells of; a teacher's answers about them are imitated."
     attributes: tuple[str, ...] = ("birthcity", "major", "employer")
@@ -54,7 +56,7 @@ class Setup(Settings, frozen=True, kw_only=True):
     "Most texts in one document."
     questions: float = 0.25
     "Share of pretraining tokens that are questions with answers."
-    tokens: int = 1_800_000
+    tokens: int = 1_500_000
     "Tokens of pretraining."
     size: str = "pocket"
     "Model size."
@@ -68,7 +70,7 @@ class Setup(Settings, frozen=True, kw_only=True):
     "Worked examples in a prompt."
     samples: int = 8
     "Sampled answers to each prompt."
-    taught: int = 100
+    taught: int = 150
     "Facts taught to each arm, at most; all arms have as many."
     early: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)
     "Times the questions are read, of which the dev set chooses."
@@ -78,7 +80,7 @@ class Setup(Settings, frozen=True, kw_only=True):
     "Shares of Unknown facts in mixtures; all of them is the arm called Unknown."
     choice_epochs: float = 8.0
     "Times the questions are read by the arms of the four choices, and a teacher's answers by the one that imitates."
-    sft_lr: float = 3e-4
+    sft_lr: float = 1e-4
     "Peak learning rate of fine-tuning."
     sft_batch_tokens: int = 512
     "Positions of a fine-tuning step."
@@ -132,11 +134,11 @@ def cast(setup: Setup, seed: int) -> Cast:
 
 
 def told_often(setup: Setup, people: People) -> Iterator[Biography]:
-    """most / rank**power texts about each person, five about those asked; versions of multi5+permute in turn."""
+    """Biographies of everybody but strangers, as often as Setup says; the versions of multi5+permute in turn."""
     telling = TELLINGS["multi5+permute"]
     for rank, person in enumerate(people.all[: setup.people + setup.asked], 1):
-        copies = max(1, int(setup.most / rank**setup.power)) if rank <= setup.people else telling.versions
-        for copy in range(copies):
+        fame = min(1.0, setup.famous / rank) ** setup.power if rank <= setup.people else 1.0
+        for copy in range(max(1, int(setup.most * fame))):
             yield people.biography(person, telling, copy % telling.versions)
 
 
@@ -157,10 +159,9 @@ def raise_base(setup: Setup, cast: Cast, bench: Bench) -> Path:
         a: [f" {q} {v}." for i in cast.items("asked") if i.attribute == a for q, v in questions(*i)]
         for a in setup.attributes
     }
-    rounds = range(_ROUNDS)
     texts = {
-        "told": [t for _ in rounds for t in documents(told, setup.together, dice)],
-        "asked": [t for _ in rounds for some in asked.values() for t in documents(some, setup.shots + 2, dice)],
+        "told": documents(told, setup.together, dice),
+        "asked": [t for _ in range(_ROUNDS) for some in asked.values() for t in documents(some, setup.shots + 2, dice)],
         "words": [f" {q}" + STYLED.format(answer=a) for group in ("sorted", "strangers") for q, a in
                   (i.pair for i in cast.items(group))],
     }  # fmt: skip
@@ -183,13 +184,13 @@ def asking(setup: Setup, seed: int, prompts: int | None = None) -> Asking:
 
 
 def sort_items(setup: Setup, base: Parent, cast: Cast, seed: int) -> dict[str, dict[str, list[list[Any]]]]:
-    """{"train"|"dev"|"test": {category: [[person, attribute], ...]}}: of ten facts 5, 1 and 4, by chance."""
+    """{"train"|"dev"|"test": {category: [[person, attribute], ...]}}: of ten facts 6, 1 and 3, by chance."""
     items, shown = cast.items("sorted"), [i.question for i in cast.items("asked")]
     known = knowledge(base, [i.question for i in items], shown, asking(setup, seed))
     dice = Dice(seed, 140)
     found: dict[str, dict[str, list[list[Any]]]] = {part: {c: [] for c in CATEGORIES} for part in PARTS}
     for i in dice.shuffled(range(len(items))):
-        part = dice.pick(("train",) * 5 + ("dev",) + ("test",) * 4)
+        part = dice.pick(("train",) * 6 + ("dev",) + ("test",) * 3)
         found[part][known[i].category].append([items[i].person.number, items[i].attribute])
     return found
 

@@ -40,9 +40,9 @@ PAPER = {  # table 2: accuracy on all test questions at early stop and at conver
 
 SCALES = {
     "pocket": Setup(),
-    "gpu": Setup(people=4000, most=600, asked=1000, strangers=400, size="small", tokens=150_000_000, batch_tokens=65_536,
+    "gpu": Setup(people=4000, most=300, famous=700, asked=400, strangers=400, size="small", tokens=150_000_000, batch_tokens=65_536,
                  lr=2e-3, prompts=10, samples=16, taught=1000, sft_batch_tokens=4096),
-    "tiny": Setup(people=20, most=4, asked=8, strangers=2, tokens=4_000, size="tiny", batch_tokens=512, prompts=2, shots=2,
+    "tiny": Setup(people=20, most=4, famous=2, asked=8, strangers=2, tokens=4_000, size="tiny", batch_tokens=512, prompts=2, shots=2,
                   samples=1, taught=4, early=(1.0,), epochs=2.0, shares=(0.0, 0.5), choice_epochs=1.0),
 }  # fmt: skip
 
