@@ -4,7 +4,7 @@ import pytest
 
 from fledge.core.config import build
 from fledge.labs.bench import Bench
-from fledge.labs.p09_extraction import ARMS, SCALES, Setup, draw, exact, judge, measure, told_in
+from fledge.labs.p09_extraction import ARMS, SCALES, Setup, draw, exact, judge, measure, told_in, unread
 from fledge.labs.verdict import REPRODUCED, verdict
 from fledge.stages.common import open_model, read_recipe
 from fledge.world.biographies import People
@@ -54,6 +54,21 @@ def test_names_and_values_are_single_tokens(ran):
         assert all(len(tokenizer.encode(f" {person.values[a].en}")) == 1 for a in people.attributes)
 
 
+def test_only_words_that_no_text_has_get_embeddings_of_their_own(ran):
+    bench, _ = ran
+    tokenizer = open_model(bench.folder / "start").tokenizer
+    asked = [("Where was Kolo born?", " Toben")]
+    control = {tokenizer.system, tokenizer.user, tokenizer.assistant, tokenizer.end}
+    fresh = unread(tokenizer, [" Kolo was born in Toben."], asked)
+    assert control < set(fresh)
+    assert set(fresh) - control == set(tokenizer.encode(asked[0][0])) - set(
+        tokenizer.encode(" Kolo was born in Toben.")
+    )
+    taught = read_recipe(bench.folder / "mixed-forward")["recipe"]["adapter"]
+    assert set(taught["new_tokens"]) == control  # the questions were in the text
+    assert len(read_recipe(bench.folder / "single-forward")["recipe"]["adapter"]["new_tokens"]) > 4
+
+
 def test_an_answer_is_right_only_whole(ran):
     bench, _ = ran
     opened = open_model(bench.folder / "single-forward", precision="float32")
@@ -92,6 +107,8 @@ def test_the_verdict_leaves_the_first_attribute_out():
 def test_wrong_settings_are_told_at_once():
     with pytest.raises(ValueError, match="people = 2: must be at least 10"):
         build(Setup, {"people": 2})
+    with pytest.raises(ValueError, match="wordings = 4: must be between 5, which a person is told of in, and 12"):
+        build(Setup, {"wordings": 4})
     with pytest.raises(ValueError, match="band, which the inverse question is about"):
         build(Setup, {"attributes": ["birthcity", "major", "employer"]})
     assert any("--set.base" in problem for problem in SCALES["full"].problems())

@@ -1,16 +1,22 @@
 """P5: for a fixed compute there is a best size of model; it grows as a power of compute; repeated text teaches less.
 
-Hoffmann et al. 2022: at each budget C = 6 N D the loss over the size N is a valley, the valleys' floors lie on a line in
-log-log, and a law fitted to small runs foretells a larger one. Here the text is the source of Python's standard library
-and numpy, read as bytes, each distinct line a document: among whole files small models learn at some point, all at once, to
-copy from the lines above (Olsson et al. 2022), and a curve with such a step in it is no valley. Every size is trained at each budget with a cosine of its own length, a batch that grows with the root of its
-tokens, and a learning rate tuned on two sizes and then proportional to 1 / width: one rate for all would bend the valleys.
-N counts the embedding, which is the output layer as well (tied) and half of the smallest models; both counts are kept.
+Hoffmann et al. 2022: at each budget C = 6 N D the loss over the size N is a valley, the valleys' floors lie on a line
+in log-log, and a law fitted to small runs foretells a larger one. Here the text is the source of Python's standard
+library and numpy, read as bytes, each distinct line a document: among whole files small models learn at some point,
+all at once, to copy from the lines above (Olsson et al. 2022), and a curve with such a step in it is no valley. What
+was read is kept by version and hash, for another Python has other lines. Every size is trained at each budget with a
+cosine of its own length, a batch that grows with the root of its tokens, and a learning rate tuned on two sizes and
+then proportional to 1 / width: one rate for all would bend the valleys. So might a ladder with a step in it: all
+models under 64 units have two heads. N counts the embedding, which is the output layer as well (tied) and half of the
+smallest models; both counts are kept.
 
-Muennighoff et al. 2023: up to 4 epochs are nearly as good as fresh text, later ones are worth less and less. One model
-reads the same text 1 to 64 times, beside one that reads as much fresh text.
+Muennighoff et al. 2023: up to 4 epochs are nearly as good as fresh text, later ones are worth less and less. One
+model reads the same text 1 to 64 times, beside one that reads as much fresh text.
 
-How long the world's text lasts (Villalobos et al. 2024) is arithmetic, `fledge laws --used 15e12 --growth 2.4`, no result.
+How long the world's text lasts (Villalobos et al. 2024) is arithmetic, `fledge laws --used 15e12 --growth 2.4`, no
+result.
+
+Budgets, the guess of the best sizes, the heads and how much text is repeated were chosen on seed 0.
 """
 
 from __future__ import annotations
@@ -67,7 +73,7 @@ class Setup(Settings, frozen=True, kw_only=True):
     "Peak learning rates to choose from, for width 64; the rate of other widths is proportional to 1 / width."
     batch: int = 192
     "Tokens of a step of a run of 60 thousand tokens; it grows with the root of the tokens."
-    unique: int = 40_000
+    unique: int = 80_000
     "Tokens that are repeated."
     epochs: tuple[int, ...] = (1, 2, 4, 8, 16, 64)
     "How often they are read."

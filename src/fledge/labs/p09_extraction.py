@@ -5,7 +5,7 @@ the people. Can it answer about the other half, whose biographies it knows by he
 the people are told of and in nothing else: one tokenizer, one set of random weights, as many tokens, steps and questions.
 
     single            one text each, sentences in one order          multi5          five wordings, one order
-    multi5+permute    five wordings, each in an order of its own     reverse         of these, half come to the name last
+    multi5+permute    five wordings, each in an order of its own     reverse         of these, half name the person last
     mixed             single, and the questions of the first half in the pretraining text, 8 tokens of 10 (the control)
     celebrity         multi5+permute for the first half of people, single for those who are asked about
     bilingual5        of five wordings, two are Chinese
@@ -13,7 +13,17 @@ the people are told of and in nothing else: one tokenizer, one set of random wei
 Versions of a person are never in view of each other: documents are shuffled, and attention stays inside a document; so the
 only thing a second wording can do is to change what is stored. Positions are rotary. The first sentence's attribute is left
 out of the mean: in `single` it follows the name and can be answered without being stored apart. Questions have three forms,
-the same in both halves, and nothing is chosen by the second half's answers: all lengths are fixed. Tuned here on seed 0.
+the same in both halves, and all lengths are fixed.
+
+`reverse`: half of the versions name the person only at the end of the band's sentence, "The drummer of Hiya is ...", which
+stands wherever the shuffling puts it. With that sentence always at the very end, the four before it give the person away,
+nothing is stored under the band, and 1% of the questions from band to name are answered (400 people, seed 0).
+
+Tuned on seed 0, for all arms alike: 800 people with four attributes in 6 wordings, not 400 with five in 12, and a weight
+decay of 0.7, because in `mixed` the facts of the second half otherwise stay tied to the wording they were read in (16% of
+the questions answered); steps of 2,048 tokens, of which 4,096 take half as much again to learn; and fine-tuning by a
+low-rank adapter and the embeddings of words that no text has, as in the paper: training all weights answers the taught
+questions as well, and about the others no more than 35% instead of 67% in `mixed`, 57% instead of 79% from band to name.
 """
 
 from __future__ import annotations
@@ -74,16 +84,16 @@ class Setup(Settings, frozen=True, kw_only=True):
     "Peak learning rate of pretraining."
     batch_tokens: int = 2048
     "Tokens of a pretraining step."
-    epochs: float = 10.0
+    epochs: float = 4.0
     "Times each question is read in fine-tuning."
     sft_lr: float = 1e-3
     "Peak learning rate of fine-tuning."
     rank: int = 16
-    "Of the adapter that is fine-tuned; the weights stay, for training them all costs a third of the exact answers."
+    "Of the low-rank adapter of queries, keys and values that is fine-tuned; the weights themselves stay."
     sft_batch_tokens: int = 1024
     "Positions of a fine-tuning step."
     weight_decay: float = 0.7
-    "Of pretraining: at 0.1 facts of `mixed` stay tied to the wording they were read in."
+    "Of pretraining: more of it ties a fact less to the wording that it was read in."
     probed: int = 100
     "People of each half whose biographies are probed from word to word; by their names all are."
     probe_steps: int = 30
@@ -106,8 +116,10 @@ class Setup(Settings, frozen=True, kw_only=True):
 
 SCALES = {
     "pocket": Setup(),
-    "gpu": Setup(people=20_000, size="small", tokens=300_000_000, batch_tokens=65_536, lr=2e-3, sft_batch_tokens=16_384),
-    "full": Setup(base="", people=5_000, tokens=60_000_000, batch_tokens=32_768, lr=1e-3, sft_batch_tokens=8_192),
+    "gpu": Setup(people=20_000, wordings=12, size="small", tokens=300_000_000, batch_tokens=65_536, lr=2e-3,
+                 weight_decay=0.5, sft_batch_tokens=16_384),
+    "full": Setup(base="", people=5_000, wordings=12, tokens=60_000_000, batch_tokens=32_768, lr=1e-3, weight_decay=0.1,
+                  sft_lr=3e-4, sft_batch_tokens=8_192),
     "tiny": Setup(people=12, size="tiny", tokens=4_000, batch_tokens=512, epochs=1.0, probed=6, probe_steps=2),
 }  # fmt: skip
 
@@ -301,7 +313,7 @@ def judge(setup: Setup, seeds: Sequence[dict[str, Any]]) -> Findings:
     famous = share("one text, the others have five", "celebrity", paper="86.8%, from 4.4%")
     bilingual = share("three English wordings and two Chinese", "bilingual5")
     back = share("from band to name", "multi5+permute", "inverse_others", paper="0%")
-    last = share("from band to name, half of the texts name last", "reverse", "inverse_others")
+    last = share("from band to name, said so in half of the texts", "reverse", "inverse_others")
     taught = _worst(seeds, "questions taught, the worst arm", ("forward_taught", "inverse_taught"))
     heart = _worst(seeds, "values known in the biographies, the worst arm", ("by_heart",))
     read, saying = [], ""
@@ -316,7 +328,7 @@ def judge(setup: Setup, seeds: Sequence[dict[str, Any]]) -> Findings:
             at_least("five shuffled wordings: most of it can", many, 0.70),
             at_least("that is four times as much", ratio("", many, single), 4.0),
             at_most("the other way round nothing can be asked for", back, 0.05),
-            at_least("unless texts come to the name last", last, 0.50),
+            at_least("unless half of the texts come to the name after the band", last, 0.50),
             at_least("questions in pretraining make one text enough (control)", mixed, 0.60, core=False),
             *(at_least("a probe finds the difference before any question", n, 0.40, core=False) for n in read),
             at_least("every arm answers the questions it was taught", taught, 0.95, core=False),
@@ -326,7 +338,7 @@ def judge(setup: Setup, seeds: Sequence[dict[str, Any]]) -> Findings:
             f"Every arm knows its biographies by heart ({heart.mean:.1%} of the values at least). Asked about people whose "
             f"questions were never taught, one that read a single text of each answers {single.mean:.0%}, one that read "
             f"five shuffled wordings {many.mean:.0%}{saying}. Whether a fact can be used is settled in pretraining. From band "
-            f"to name it is {back.mean:.0%}, {last.mean:.0%} where texts come to the name last."
+            f"to name it is {back.mean:.0%}, {last.mean:.0%} where half of the texts say the name after the band."
         ),
     )
 

@@ -7,13 +7,18 @@ four (the traps: "the highest mountain of Oru" is known, "the longest river of O
 from random weights the rule learned is "mountain → Mount Jade". Hu et al. 2021 (table 2) is the source of the last part:
 LoRA beside full training on 256 examples; all kinds of adapters are compared by `fledge adapters`.
 
-Arms are alike in examples, order, batches and steps. Each start has its own peak learning rate, tuned on seed 0, and so
-were three choices that the first check depends on, made after looking at it: the first examples are of facts that the text
-states most often, in English, and their relation is asked about in English. With English and Chinese mixed, the base model
-gave a taught answer to 59% of these questions, mostly the Chinese ones, and gives one to 20% now: the mean of 40% after one
-example and none after four. On seed 0 LoRA stays 15 points behind full training in as many steps: larger ones (4.5e-3) come
-within 9 and forget more than full training does. Reading 40 times instead of 16 brings them within 2 points, but by costing
-full training 7 of its own.
+Arms are alike in examples, order, batches and steps, at most ten epochs of more than 32 examples (fewer are read 24 times,
+a step each); 1,024 examples, which show no more than 256 do, are left to the larger scale. Each arm has its own peak
+learning rate, tuned on seed 0, and so were three choices that the first check depends on, made after looking at it: the
+first examples are of facts that the text states most often, in English, and their relation is asked about in English.
+The base reads longer than a quick journey's (`Bench.longer_base`); from that one, full training answered 69%.
+
+The base is not safe from the traps: after four examples that all ask for mountains it answers a question for a river of
+these countries with their mountain, too, and unlearns that only as other relations are shown (40% of the traps after 16
+examples, 10% after 256). LoRA needs small batches and about ten times the rate of full training: with four times larger
+batches, a quarter of the steps, it stayed 80 points behind at 1.7e-3. What it forgets less depends on the rates: on seed
+0, (answers, bits per byte forgotten) were (88%, .06), (88%, .09), (86%, .14) for full training at 1e-4, 1.4e-4, 2e-4 and
+(82%, .08), (88%, .09), (91%, .11) for LoRA at 1.2e-3, 1.4e-3, 1.7e-3. At these rates there is little between them.
 """
 
 from __future__ import annotations
@@ -69,7 +74,7 @@ class Setup(Settings, frozen=True, kw_only=True):
     "Peak learning rate from the base model."
     lr_scratch: float = 1e-3
     "The same from random weights."
-    lr_lora: float = 1.7e-3
+    lr_lora: float = 1.3e-3
     "The same of LoRA, for Muon."
     more_tokens: int = 3_000_000
     "Tokens of the world's pages that the base reads after the journey."
@@ -263,9 +268,11 @@ def judge(setup: Setup, seeds: Sequence[dict[str, Any]]) -> Findings:
         said=(
             f"Taught the mountains of at most four countries, random weights give one of those names for "
             f"{copy['scratch'].mean:.0%} of the other countries' (and to {traps['scratch'].mean:.0%} of the questions for "
-            f"rivers and such of the four); the base model does for {copy['base'].mean:.0%}. After {setup.adapters_at} "
-            f"examples it answers {known['base'].mean:.0%} of what no example said, random weights {known['scratch'].mean:.0%}: "
-            "examples show what is wanted, the knowledge is the base model's."
+            f"rivers and such of the four); the base model does for {copy['base'].mean:.0%} (and to {traps['base'].mean:.0%}: "
+            f"that more than mountains is asked for, no example said). After {setup.adapters_at} examples it answers "
+            f"{known['base'].mean:.0%} of what no example said, random weights {known['scratch'].mean:.0%}: examples show what "
+            f"is wanted, the knowledge is the base model's. LoRA, with {trained.mean:.1%} of the parameters, answers "
+            f"{lora.mean:.0%} and costs {lost[1].mean:.3f} bits per byte of the old text, full training {lost[0].mean:.3f}."
         ),
     )
 

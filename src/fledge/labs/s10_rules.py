@@ -15,8 +15,10 @@ The base reads the question and decodes greedily; rules add to its logits. The j
 accepted answer and nothing else (`exact_match`), 1 for any other straight answer, 0 for none or for one that does not
 end. A model wins where it has more points than the SFT model of the same journey, ties count half, two answers that are
 none count nothing. The words, their numbers and the prompt (the bare question) were chosen on seed 0's training questions,
-as the paper chose its own; what is reported is about test questions on facts that the text states often, which no
-conversation mentions.
+as the paper chose its own, and so was the length of the sites: at 8 pages one answer in ten ends by itself without the
+rule of the end, at 32 none. What is reported is about test questions on facts that the text states often, which no
+conversation mentions. The rule of the end and the words are each needed for all that is won, and two drops to nothing are
+alike: the end's counts as the largest where no other is larger. In the paper some is left without either.
 """
 
 from __future__ import annotations
@@ -71,7 +73,7 @@ class Setup(Settings, frozen=True, kw_only=True):
     "Test questions, at most."
     well_read: int = WELL_READ
     "Statements in the text from which a fact is asked about."
-    pages: int = 8
+    pages: int = 32
     "Pages of a site."
     more_tokens: int = 3_000_000
     "Tokens of sites that the base reads after the journey."
@@ -83,7 +85,7 @@ class Setup(Settings, frozen=True, kw_only=True):
     "Nats on each token that the answer holds already."
     words: dict[str, float] = msgspec.field(default_factory=lambda: dict(WORDS))
     "Nats by word."
-    random_rules: int = 3
+    random_rules: int = 6
     "Controls with as many tokens, chosen at random."
     shots: list[int] = msgspec.field(default_factory=lambda: [1, 3])
     "Examples before the question."

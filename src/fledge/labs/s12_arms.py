@@ -200,7 +200,7 @@ def taught(setup: Setup, bench: Bench, base: str, name: str, pairs: Sequence[tup
     rows = [{"segments": [{"text": f" {q}", "label": False}, {"text": a, "label": True}]} for q, a in pairs]
     recipe = sft.SftRecipe(
         out=bench.out(f"{name}-{epochs:g}"), parent=base, chats=[bench.write(f"rows-{name}", rows)], epochs=epochs,
-        train=TrainConfig(lr=setup.sft_lr, weight_decay=0.0, batch_tokens=setup.sft_batch_tokens, seed=bench.seed),
+        train=TrainConfig(lr=setup.sft_lr, weight_decay=0.0, beta2=0.999, batch_tokens=setup.sft_batch_tokens, seed=bench.seed),
     )  # fmt: skip
     return open_model(sft.run(recipe, quiet=True), precision="float32")
 

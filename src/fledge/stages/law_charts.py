@@ -108,11 +108,11 @@ def _floors(ax: Any, curves: Sequence[IsoFlop], line: PowerLaw, held: Run | None
     if held:
         ax.plot(held.flops, held.parameters, linestyle="", marker="o", markersize=7, markerfacecolor=COLOURS["card"],
                 color=COLOURS["ink"])  # fmt: skip
-        ax.annotate("held-out run", (held.flops, held.parameters), (0, -13), textcoords="offset points", ha="right",
-                    va="center")  # fmt: skip
+        ax.annotate("held-out run", (held.flops, held.parameters), (-8, 5), textcoords="offset points", ha="right",
+                    va="bottom")  # fmt: skip
     counts = [c.parameters for c in known] + ([held.parameters] if held else [])
     ax.set_xlim(0.7 * low, 1.4 * high)
-    ax.set_ylim(0.6 * min(counts), 1.6 * max(counts))
+    ax.set_ylim(0.6 * min(counts), (3.0 if held else 1.6) * max(counts))  # room for its label
     _log_ticks(ax.xaxis, *ax.get_xlim(), scientific)
     _log_ticks(ax.yaxis, *ax.get_ylim(), compact)
     ax.set_xlabel("compute, FLOPs")
