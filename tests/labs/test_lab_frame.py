@@ -180,3 +180,14 @@ def test_the_miniature_journey_answers_and_is_raised_once(little_journey, tmp_pa
     questions = WorldFacts(world_behind(models["sft"].path)).examples("test")[:40]
     answers = ask(models["sft"], questions)
     assert sum(a.finish == "stop" and bool(a.text.strip()) for a in answers) >= 36
+
+
+def test_a_base_reads_on_once(little_journey, tmp_path):
+    bench = Bench(tmp_path, little_journey, 0, "tiny")
+    longer = bench.longer_base(8192)
+    assert bench.shared_spent.seconds > 0 and longer.parent == bench.journey()
+    first = open_model(longer)
+    assert open_model(bench.longer_base(8192)).id == first.id  # trained once
+    own = open_model(bench.read_on("own", ["Who can tell me? I do not know."] * 600, 4096, longer))
+    assert own.card["parent"]["id"] == first.id
+    assert open_model(bench.read_on("other", ["I do not know."] * 600, 4096)).card["parent"]["id"] != first.id

@@ -114,22 +114,22 @@ class Bench:
         if not pages.exists():
             rows = (row["text"] for row in world_behind(journey).documents() if row["source"] != "junk")
             write_atomically(pages, b"".join(msgspec.json.encode({"text": text}) + b"\n" for text in rows))
-        self._read_on(folder, pages, tokens)
+        self._read_on(folder, pages, tokens, journey / "base")
         self.shared_spent -= start - Spent.now()
         return folder
 
-    def read_on(self, name: str, texts: Iterable[str], tokens: int) -> Path:
-        """The run of the journey's base after `tokens` more of these documents, as an arm of this lab."""
+    def read_on(self, name: str, texts: Iterable[str], tokens: int, base: Path | None = None) -> Path:
+        """The run of a base after `tokens` more of these documents, as an arm of this lab; None is the journey's base."""
         folder = Path(self.out(name))
-        self._read_on(folder, self.write(f"{name}-text", [{"text": text} for text in texts]), tokens)
+        rows = [{"text": text} for text in texts]
+        self._read_on(folder, self.write(f"{name}-text", rows), tokens, base or self.journey() / "base")
         return folder
 
-    def _read_on(self, folder: Path, text: str | Path, tokens: int) -> None:
+    def _read_on(self, folder: Path, text: str | Path, tokens: int, base: Path) -> None:
         """By the base's own recipe, its schedule anew."""
         from fledge.stages import pretrain
         from fledge.stages.common import read_recipe
 
-        base = self.journey() / "base"
         recipe = msgspec.convert(read_recipe(base)["recipe"], pretrain.PretrainRecipe)
         train = msgspec.structs.replace(recipe.train, steps=None)
         longer = msgspec.structs.replace(

@@ -47,7 +47,7 @@ from fledge.probe.laws import (
 from fledge.stages import pretrain
 from fledge.stages.common import open_model
 from fledge.stages.evaluate import bits_per_byte
-from fledge.stages.law_charts import Repeats, laws_chart
+from fledge.stages.law_charts import Repeats, laws_chart, scientific
 from fledge.text.installed import content, python_sources, versions
 from fledge.text.readers import read_documents
 from fledge.text.tokenizer import SPECIALS
@@ -343,7 +343,7 @@ def judge(setup: Setup, seeds: Sequence[dict[str, Any]]) -> Findings:
         ],
         said=(
             f"The best model for a budget grows as compute to the power {exponent.mean:.2f}: neither size nor text alone. The "
-            f"law fitted to runs of up to {setup.budgets[-1]:.0e} FLOPs foretells one of {held} with an error of "
+            f"law fitted to runs of up to {scientific(setup.budgets[-1])} FLOPs foretells one of {held} with an error of "
             f"{error.mean:.1%}. Reading the same {setup.unique:,} bytes {few} times costs {gap_few.mean:.1%} of the loss that "
             f"fresh text gives, {many} times {gap_many.mean:.0%}. By arithmetic alone, text for 15 trillion tokens of 300 "
             f"lasts {years_left(15e12, 300e12, 2.4):.1f} years if sets grow 2.4 times a year, {years_left(15e12, 300e12, 10):.1f} "

@@ -1,20 +1,23 @@
 """P8: a base model knows more than it says: it does not answer, yet among its samples is the answer.
 
-The base has read web pages on which a question is mostly followed by options, more questions or a call for help, and in
-15 of 100 by the answer (planted, so the lab tests samplers and not that such a mixture exists). It is the journey's base
-after more of the world's pages (`Bench.longer_base`), and is asked test questions as they stand on a page, about facts
-that the text states often: greedily, 64 times (pass@k, Chen et al. 2021), at a low temperature, by power sampling, whole
-answers from p^alpha (Karan and Du 2025; `generate.power`), and by the likeliest of as many samples as the chains wrote
-tokens. An answer is right if it is straight and names the right value alone (`right`), whoever gave it. GRPO starts from
-the same base, reads the same form of question about other people and places, is rewarded by the same rule and shown no
-answer (Yue et al. 2025).
+The base has read web pages on which a question is mostly followed by options, more questions or a call for help, and
+in 15 of 100 by the answer (planted, so the lab tests samplers and not that such a mixture exists). It is the journey's
+base after more of the world's pages (`Bench.longer_base`), and is asked test questions as they stand on a page, about
+facts that the text states often: greedily, 64 times (pass@k, Chen et al. 2021), at a low temperature, by power sampling,
+whole answers from p^alpha (Karan and Du 2025; `generate.power`), and by the likeliest of as many samples as the chains
+wrote tokens. An answer is right if it is straight and names the right value alone (`right`), whoever gave it. GRPO starts
+from the same base, reads the same form of question about other people and places, is rewarded by the same rule and shown
+no answer (Yue et al. 2025).
 
 Why p^alpha should help here is why it should in the paper: options are the likelier start, but end in hundreds of ways,
 of which none is likely; the right answer is less likely to be begun, but known. Chains must get from one to the other,
 so they propose at temperature 1; at 1/alpha, the paper's choice for a model that answers anyway, they seldom leave the
 options (both are measured). Calls for help are short and few as well, so chains end there as often as with the answer.
+
 Chosen on seed 0: the proposals; the bare question, without a new line, which makes options likelier; and what the base
-reads more, pages as the world wrote them: curated text has half as many answers, and one of 64 was right in 95.5%.
+reads more, pages as the world wrote them, for curated text has half as many answers. GRPO's one of 64 is always right,
+so the last check is one of the base: after 3M tokens of pages one of its 64 was right in 95% or 99% (two runs), hence 4M
+more.
 
 The trap is a table (their example 1): the likelier first token has many unlikely futures, the other one likely future.
 There p^alpha is enumerated, and the chains' distance to it is exact but for counting.
@@ -68,7 +71,9 @@ class Setup(Settings, frozen=True, kw_only=True):
     max_tokens: int = 32
     "Longest answer in tokens."
     more_tokens: int = 3_000_000
-    "Tokens of the world's pages that the base reads after the journey."
+    "Tokens of the world's pages that the base reads after the journey, which is a shared model."
+    again_tokens: int = 4_000_000
+    "Tokens of them that it reads after that."
     alphas: list[float] = msgspec.field(default_factory=lambda: [4.0, 2.0])
     "Powers; the first is the one that is judged."
     blocks: int = 4
@@ -93,7 +98,7 @@ SCALES = {
     "pocket": Setup(),
     "gpu": Setup(asked=1000, samples=256, updates=200),
     "tiny": Setup(
-        asked=8, well_read=1, samples=4, max_tokens=8, more_tokens=8192, alphas=[4.0], blocks=2, steps=2, updates=1, chains=500,
+        asked=8, well_read=1, samples=4, max_tokens=8, more_tokens=8192, again_tokens=8192, alphas=[4.0], blocks=2, steps=2, updates=1, chains=500,
         trap_steps=[0, 10],
     ),
 }  # fmt: skip
@@ -188,8 +193,10 @@ def _rates(asked: Sequence[Example], texts: Sequence[str]) -> dict[str, Any]:
 def measure(setup: Setup, bench: Bench) -> dict[str, Any]:
     """The trap, the base under every sampler, and what reinforcement makes of it."""
     found = {"trap": bench.keep("trap", lambda: trap(setup.alphas[0], setup.trap_steps, setup.chains, bench.seed))}
-    world, path = world_behind(bench.journey()), bench.longer_base(setup.more_tokens)
-    base, seed = open_model(path), bench.seed
+    world, seed = world_behind(bench.journey()), bench.seed
+    pages = (row["text"] for row in world.documents() if row["source"] != "junk")
+    path = bench.read_on("base", pages, setup.again_tokens, bench.longer_base(setup.more_tokens))
+    base = open_model(path)
     asked = questions(world, setup, seed)
 
     def ranks() -> list[tuple[int, float]]:

@@ -78,11 +78,9 @@ class Setup(Settings, frozen=True, kw_only=True):
     "Times they are read until convergence."
     shares: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75)
     "Shares of Unknown facts in mixtures; all of them is the arm called Unknown."
-    choice_epochs: float = 8.0
-    "Times the questions are read by the arms of the four choices, and a teacher's answers by the one that imitates."
-    sft_lr: float = 1e-4
+    sft_lr: float = 3.5e-4
     "Peak learning rate of fine-tuning."
-    sft_batch_tokens: int = 512
+    sft_batch_tokens: int = 2048
     "Positions of a fine-tuning step."
 
     def problems(self) -> list[str]:
@@ -288,7 +286,7 @@ def agreement(setup: Setup, bench: Bench, base: str, cast: Cast, parts: Parts) -
     test = {c: [(i, _options(i, cast.people, dice)) for i in some] for c, some in parts["test"].items()}
     found: dict[str, Any] = {"size": size, "base": len(har) / len(rows)}
     for name, pairs in sets.items():
-        tuned = taught(setup, bench, base, name, pairs, setup.choice_epochs) if pairs else None
+        tuned = taught(setup, bench, base, name, pairs, setup.epochs) if pairs else None
         found[name] = rate(_chosen_right(tuned, some) for some in test.values() if some and tuned)
     return found
 
@@ -309,7 +307,7 @@ def imitation(setup: Setup, bench: Bench, base: str, cast: Cast, parts: Parts) -
     """Style and facts, before and after imitating a teacher's answers about people whom the base model never met."""
     strangers, test = cast.items("strangers")[: setup.taught], [i for some in parts["test"].values() for i in some]
     pairs = [(q, STYLED.format(answer=a)) for q, a in (i.pair for i in strangers)]
-    student = taught(setup, bench, base, "imitation", pairs, setup.choice_epochs)
+    student = taught(setup, bench, base, "imitation", pairs, setup.epochs)
     found: dict[str, Any] = {"rows": len(pairs)}
     for when, opened in (("before", open_model(base, precision="float32")), ("after", student)):
         texts = told(opened, test)
