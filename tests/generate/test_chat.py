@@ -70,3 +70,11 @@ def test_a_base_model_continues_from_the_start_of_a_document(engine, tokenizer):
     (done,) = engine.generate([[tokenizer.bos, *tokenizer.encode("The river")]], sampling)
     (found,) = continue_text(engine, tokenizer, ["The river"], sampling)
     assert found == Answer(tokenizer.decode(done.tokens), done.finish, 0)
+
+
+def test_several_samples_of_a_text_stand_in_a_row(engine, tokenizer):
+    sampling = Sampling(temperature=1.0, max_tokens=8, seed=1)
+    found = continue_text(engine, tokenizer, ["The river", "A hill"], sampling, 3)
+    prompts = [[tokenizer.bos, *tokenizer.encode(text)] for text in ("The river", "A hill")]
+    done = engine.generate(prompts, sampling, samples=3)
+    assert [a.text for a in found] == [tokenizer.decode(c.tokens) for c in done] and len(set(found[:3])) > 1

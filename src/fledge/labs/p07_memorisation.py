@@ -1,15 +1,24 @@
 """P7: what is read often is stored in less than it says: verbatim recall and the adversarial compression ratio (ACR).
 
-Schwarzschild et al. 2024 call a text memorised if some prompt shorter than the text itself makes the model write all of it;
-ACR is the text's tokens over those of the shortest such prompt. Twelve random words make a quote that nothing but reading
-it can teach; quotes stand 1, 4, 16, 64 or 256 times among the pages of a small world. Controls: quotes that no text has,
-random tokens, and the same quotes asked of random weights. Then the model is trained to stop each quote at its middle with
-"I cannot", among other pages: the usual test, completing a beginning, now fails; ACR says whether the quote is gone.
+Schwarzschild et al. 2024 call a text memorised if some prompt shorter than the text itself makes the model write all
+of it; ACR is the text's tokens over those of the shortest such prompt. Twelve random words make a quote that nothing
+but reading it can teach; quotes stand 1, 4, 16, 64 or 256 times among the pages of a small world. Controls: quotes
+that no text has, random tokens, and the same quotes asked of random weights. Then the model is trained to stop each
+quote at its middle with "I cannot", among other pages: the usual test, completing a beginning, now fails; ACR says
+whether the quote is gone.
 
-Prompts of one token are tried exhaustively, longer ones by GCG, up to `longest` times the text, less far than the paper's 5
-times: a failure then counts as 1 / longest, below 1 as it must. The share of found prompts is told beside it. Quotes are
-searched for in ids, after <bos>; the answer is greedy. Training to refuse goes on only until the quotes are no longer
-completed. Tuned on seed 0: size, vocabulary, learning rates, and the words of the quotes, most of them one token.
+Prompts of one token are tried exhaustively, longer ones by GCG, up to `longest` times the text, less far than the
+paper's 5 times: a failure then counts as 1 / longest, below 1 as it must. Whether one was found is kept beside it.
+Quotes are searched for in ids, after <bos>; the answer is greedy. Training to refuse goes on only until the quotes
+are no longer completed. Tuned on seed 0: size, vocabulary, learning rates, and the words of the quotes, most of them
+one token.
+
+What does not come out here is that the ratio outlives the refusal at 0.8 of what it was: on seed 0 it keeps half,
+though the training is as short as makes the test fail; half of the quotes stay compressible, none is completed.
+Before it, a prompt has only to bring up a quote's first word, 3 to 4 nats, the rest follows at a tenth of a nat a
+word, mostly; after it, the same prompt must also pass the middle, which costs 2 to 5 nats. A model of a million
+parameters, taught on the very words of the half, refuses after them whatever stands before; other learning rates,
+optimisers and shorter lists of quotes to refuse kept no more.
 """
 
 from __future__ import annotations
@@ -215,7 +224,8 @@ def judge(setup: Setup, seeds: Sequence[dict[str, Any]]) -> Findings:
         said=(
             f"A quote read {most} times comes out of a prompt {often.mean:.1f} times shorter than itself; of one read only "
             f"{least}×, no shorter prompt was found (ACR {once.mean:.1f}). Taught to refuse, the model completes {still.mean:.0%} of "
-            f"the quotes where it completed {completes.mean:.0%}, with an ACR that is {kept.mean:.0%} of what it was."
+            f"the quotes where it completed {completes.mean:.0%}; its ACR is then {kept.mean:.0%} of what it was"
+            + (", still above 1." if after.mean > 1 else ".")
         ),
     )  # fmt: skip
 

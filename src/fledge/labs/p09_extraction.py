@@ -22,8 +22,9 @@ nothing is stored under the band, and 1% of the questions from band to name are 
 Tuned on seed 0, for all arms alike: 800 people with four attributes in 6 wordings, not 400 with five in 12, and a weight
 decay of 0.7, because in `mixed` the facts of the second half otherwise stay tied to the wording they were read in (16% of
 the questions answered); steps of 2,048 tokens, of which 4,096 take half as much again to learn; and fine-tuning by a
-low-rank adapter and the embeddings of words that no text has, as in the paper: training all weights answers the taught
-questions as well, and about the others no more than 35% instead of 67% in `mixed`, 57% instead of 79% from band to name.
+low-rank adapter of attention and the embeddings of words that no text has, after the paper: training all weights costs
+`mixed` half of its answers. Such an adapter can only find what is stored at the name: `single` does not learn even the
+questions it is taught (8%), where training all weights learns them by heart.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class Setup(Settings, frozen=True, kw_only=True):
     "Told of, of birthdate, birthcity, university, major, employer and band; the first is not counted."
     wordings: int = 6
     "Wordings of each attribute that there are, at least 5; each person is told of in some of them."
-    tokens: int = 2_500_000
+    tokens: int = 3_000_000
     "Tokens of each arm's pretraining."
     size: str = "pocket"
     "Model size."
@@ -84,9 +85,9 @@ class Setup(Settings, frozen=True, kw_only=True):
     "Peak learning rate of pretraining."
     batch_tokens: int = 2048
     "Tokens of a pretraining step."
-    epochs: float = 4.0
+    epochs: float = 5.0
     "Times each question is read in fine-tuning."
-    sft_lr: float = 1e-3
+    sft_lr: float = 3e-3
     "Peak learning rate of fine-tuning."
     rank: int = 16
     "Of the low-rank adapter of queries, keys and values that is fine-tuned; the weights themselves stay."

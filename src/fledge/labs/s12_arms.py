@@ -196,9 +196,12 @@ def sort_items(setup: Setup, base: Parent, cast: Cast, seed: int) -> dict[str, d
 def taught(setup: Setup, bench: Bench, base: str, name: str, pairs: Sequence[tuple[str, str]], epochs: float) -> Parent:
     """The base model after reading these questions and answers so many times, as its text has them; answers are trained."""
     rows = [{"segments": [{"text": f" {q}", "label": False}, {"text": a, "label": True}]} for q, a in pairs]
+    train = TrainConfig(  # known facts hardly have a gradient: a long memory of it keeps AdamW's steps small then
+        lr=setup.sft_lr, weight_decay=0.0, beta2=0.999, batch_tokens=setup.sft_batch_tokens, seed=bench.seed
+    )
     recipe = sft.SftRecipe(
         out=bench.out(f"{name}-{epochs:g}"), parent=base, chats=[bench.write(f"rows-{name}", rows)], epochs=epochs,
-        train=TrainConfig(lr=setup.sft_lr, weight_decay=0.0, beta2=0.999, batch_tokens=setup.sft_batch_tokens, seed=bench.seed),
+        train=train,
     )  # fmt: skip
     return open_model(sft.run(recipe, quiet=True), precision="float32")
 

@@ -1,25 +1,27 @@
 """S12: fine-tuning on facts that a model does not know harms what it knows, once it has learned them (Gekhman et al. 2024).
 
-Invented people are told of in shuffled wordings, some often and some seldom (a power law of the rank). What the base model
-knows of them is sorted by `probe.knowledge` (SliCK): questions in the form of its text, after worked examples. Equal numbers
-of facts of each category, and of all categories as they come, are then taught in that form; one training stops where questions
-about other facts (the dev set) are answered best, one goes on to convergence. Both are asked about facts of each category
-that nobody taught. Then: mixtures of Unknown and known facts, and a straight line through what they give. Two more claims on
-the same facts: HAR, INC and SELF (Ren et al. 2024), fine-tuning on what the base model chooses right of four values, on what
-it chooses wrong, and on its own wrong choices; and the false promise of imitation (Gudibande et al. 2023), a teacher's style
-learned from answers about people whom no text tells of.
+Invented people are told of in shuffled wordings, some often and some seldom (a power law of the rank). What the base
+model knows of them is sorted by `probe.knowledge` (SliCK): questions in the form of its text, after worked examples.
+Equal numbers of facts of each category, and of all categories as they come, are then taught in that form; one
+training stops where questions about other facts (the dev set) are answered best, one goes on to convergence. Both are
+asked about facts of each category that nobody taught. Then: mixtures of Unknown and known facts, and a straight line
+through what they give. Two more claims on the same facts: HAR, INC and SELF (Ren et al. 2024), fine-tuning on what
+the base model chooses right of four values, on what it chooses wrong, and on its own wrong choices; and the false
+promise of imitation (Gudibande et al. 2023), a teacher's style learned from answers about people whom no text tells
+of.
 
-Values are one word: guessing is right in 2.5% or less, of four choices in 25%. Choices are compared by their likelihood.
-Early stopping chooses among trainings of different length, each with its own schedule; the test set chooses nothing.
-HAR, INC, SELF and the imitator are trained as long as the arms at convergence.
+Values are one word: guessing is right in 2.5% or less, of four choices in 25%. Choices are compared by their
+likelihood. Early stopping chooses among trainings of different length, each with its own schedule; the test set
+chooses nothing. HAR, INC, SELF and the imitator are trained as long as the arms at convergence.
 
-Tuned on seed 0: how often people are told of, for the categories' shares, and the fine-tuning's learning rate and batch.
-What it showed: the harm grows with how little was known, well-known facts answered by 5 points less after HighlyKnown,
-10 after MaybeKnown, 17 after WeaklyKnown and 16 after Unknown ones; between learning rates of 1e-4 and 5e-4 MaybeKnown
-ones always did 0.4 to 0.6 of the harm of Unknown ones, so that no rate has 15 points of the one and less than 5 of the
-other. Unknown facts also teach, before they harm: they stand in the text a few times, and to be asked for them makes others
-of their kind answerable. That is why at early stop their arm is the best, and why right answers that the model does not
-know (INC) serve better than its own wrong ones (SELF), which in the paper they do not.
+Tuned on seed 0: how often people are told of, for the categories' shares, and the fine-tuning's learning rate and
+batch. What it showed: the harm grows with how little was known, well-known facts answered by 5 points less after
+HighlyKnown, 10 after MaybeKnown, 17 after WeaklyKnown and 16 after Unknown ones; between learning rates of 1e-4 and
+5e-4 MaybeKnown ones always did 0.4 to 0.6 of the harm of Unknown ones, so that no rate has 15 points of the one and
+less than 5 of the other. Unknown facts also teach, before they harm: they stand in the text a few times, and to be
+asked for them makes others of their kind answerable. That is why at early stop their arm is the best, and why right
+answers that the model does not know (INC) serve better than its own wrong ones (SELF), which in the paper they do
+not.
 """
 
 from __future__ import annotations
@@ -158,7 +160,7 @@ def judge(setup: Setup, seeds: Sequence[dict[str, Any]]) -> Findings:
         said=(
             f"Taught facts it does not know, the model loses {100 * unknown.mean:.0f} points of what it knew well between "
             f"early stop and convergence; taught facts it may know, {100 * maybe.mean:.0f}. At convergence the arms "
-            f"answer {ends[2].mean:.0%} and {ends[1].mean:.0%}; a hundred percent of Unknown facts instead of none costs "
+            f"answer {ends[2].mean:.0%} and {ends[1].mean:.0%}; rows that are all Unknown instead of none cost "
             f"{-100 * slope.mean:.0f} points. An imitator of a teacher's answers about strangers has "
             f"{100 * style.mean:.0f} points more of the style and {100 * facts.mean:+.0f} of the facts."
         ),
@@ -220,7 +222,8 @@ def draw(setup: Setup, seeds: Sequence[dict[str, Any]]) -> str:
         bars.axhline(0.25, color=COLOURS["dim"], linewidth=0.9, linestyle=(0, (2, 2)))
         bars.set_title("right of four choices", loc="left", color=COLOURS["dim"])
         for ax in axes.flat:
-            ax.set_ylim(-0.04, 1.04)
+            if ax is not mixed:
+                ax.set_ylim(0.46 if ax is axes[0][1] else -0.04, 1.04)  # the losses are small beside the whole
             ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower left", ncols=3)
 
