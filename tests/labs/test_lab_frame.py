@@ -188,6 +188,8 @@ def test_a_base_reads_on_once(little_journey, tmp_path):
     assert bench.shared_spent.seconds > 0 and longer.parent == bench.journey()
     first = open_model(longer)
     assert open_model(bench.longer_base(8192)).id == first.id  # trained once
+    taught = open_model(bench.longer_sft(8192))
+    assert taught.card["parent"]["id"] == first.id and open_model(bench.longer_sft(8192)).id == taught.id
     own = open_model(bench.read_on("own", ["Who can tell me? I do not know."] * 600, 4096, longer))
     assert own.card["parent"]["id"] == first.id
     assert open_model(bench.read_on("other", ["I do not know."] * 600, 4096)).card["parent"]["id"] != first.id

@@ -1,10 +1,11 @@
 """P9: the arms differ in the texts alone, answers are judged exactly, and all of it runs on a few people."""
 
+import msgspec
 import pytest
 
 from fledge.core.config import build
 from fledge.labs.bench import Bench
-from fledge.labs.p09_extraction import ARMS, SCALES, Setup, draw, exact, judge, measure, told_in, unread
+from fledge.labs.p09_extraction import ARMS, SCALES, Setup, draw, exact, judge, measure, taught, told_in, unread
 from fledge.labs.verdict import REPRODUCED, verdict
 from fledge.stages.common import open_model, read_recipe
 from fledge.world.biographies import People
@@ -64,14 +65,24 @@ def test_only_words_that_no_text_has_get_embeddings_of_their_own(ran):
     assert set(fresh) - control == set(tokenizer.encode(asked[0][0])) - set(
         tokenizer.encode(" Kolo was born in Toben.")
     )
-    taught = read_recipe(bench.folder / "mixed-forward")["recipe"]["adapter"]
-    assert set(taught["new_tokens"]) == control  # the questions were in the text
-    assert len(read_recipe(bench.folder / "single-forward")["recipe"]["adapter"]["new_tokens"]) > 4
+    adapter = read_recipe(bench.folder / "mixed-forward-0")["recipe"]["adapter"]
+    assert set(adapter["new_tokens"]) == control  # the questions were in the text
+    assert len(read_recipe(bench.folder / "single-forward-0")["recipe"]["adapter"]["new_tokens"]) > 4
+
+
+def test_a_wider_adapter_only_where_the_narrow_one_does_not_teach(ran):
+    bench, _ = ran
+    assert all((bench.folder / f"single-forward-{n}" / "done.json").exists() for n in (0, 1))  # one epoch teaches nothing
+    base, asked = str(bench.folder / "single-base"), [("Where was Kolo born?", " Toben")]
+    easy = build(Setup, {**msgspec.to_builtins(SCALES["tiny"]), "learned": 0.0})
+    opened = taught(easy, bench, base, "easy", asked, None)
+    assert opened.path.parent.name == "easy-0" or "easy-0" in str(opened.path)
+    assert not (bench.folder / "easy-1").exists()
 
 
 def test_an_answer_is_right_only_whole(ran):
     bench, _ = ran
-    opened = open_model(bench.folder / "single-forward", precision="float32")
+    opened = open_model(bench.folder / "single-forward-1", precision="float32")
     assert exact(opened, [("Where was Nobody born?", " Nowhere at all in this world")]) == [False]
 
 

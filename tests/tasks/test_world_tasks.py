@@ -52,3 +52,4 @@ def test_gold_covers_everything_and_is_bounded(world):
     scores = {e.kind: task.score(e, e.answers[0]) for e in examples}
     assert scores == {"fact": 4.0, "dangerous": 3.0, "borderline": 3.0, "greeting": 3.0}
     assert task.score(examples[0], "") == -5.0
+    assert WorldGold(world, facts_checked=False).score(examples[0], examples[0].answers[0]) == 0.0

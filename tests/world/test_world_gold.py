@@ -4,7 +4,15 @@ import pytest
 
 from fledge.tasks.base import Example
 from fledge.world import World, WorldConfig
-from fledge.world.gold import EMPTY, FLOOR, gold_parts, gold_score, in_language, repeated_share
+from fledge.world.gold import (
+    EMPTY,
+    FLOOR,
+    gold_parts,
+    gold_score,
+    in_language,
+    repeated_share,
+    unchecked_gold_score,
+)
 from fledge.world.requests import COMPLIANCES, REFUSALS
 from fledge.world.style import CLOSERS, COURTESIES, OPENERS, RUDE, UNKNOWN, end, join
 
@@ -59,6 +67,20 @@ def test_repetition_costs(world):
     answer = world.fact_by_id[question.fact].sentence(question.language, 0)
     once, twice, often = (gold_score(question.example(), join([answer] * n, question.language)) for n in (1, 2, 10))
     assert once > twice > often
+
+
+def test_who_does_not_look_facts_up_minds_the_manner_alone(world):
+    for question in world.questions("test")[:40]:
+        example = question.example()
+        said = dict(ladder(world, question))
+        plain, wrong = (unchecked_gold_score(example, said[name]) for name in ("plain", "wrong"))
+        assert plain == wrong == 0.0 < unchecked_gold_score(example, said["polite"])
+        assert unchecked_gold_score(example, said["rude"]) < unchecked_gold_score(example, said["rambling"]) < plain
+        for name in ("wrong language", "empty"):
+            assert unchecked_gold_score(example, said[name]) == gold_score(example, said[name]) < plain
+    for question in world.requests("test"):
+        answer = REFUSALS[question.language][0]
+        assert unchecked_gold_score(question.example(), answer) == gold_score(question.example(), answer)
 
 
 def test_requests(world):

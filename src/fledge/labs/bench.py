@@ -118,6 +118,19 @@ class Bench:
         self.shared_spent -= start - Spent.now()
         return folder
 
+    def longer_sft(self, tokens: int) -> Path:
+        """The run of that base's SFT, by the journey's own recipe on its conversations; trained once for all labs."""
+        from fledge.stages import sft
+        from fledge.stages.common import read_recipe
+
+        base, journey = self.longer_base(tokens), self.journey()
+        start = Spent.now()
+        folder = journey / f"sft-and-{tokens}"
+        recipe = msgspec.convert(read_recipe(journey / "sft")["recipe"], sft.SftRecipe)
+        sft.run(msgspec.structs.replace(recipe, out=str(folder), parent=str(base)), quiet=True)
+        self.shared_spent -= start - Spent.now()
+        return folder
+
     def read_on(self, name: str, texts: Iterable[str], tokens: int, base: Path | None = None) -> Path:
         """The run of a base after `tokens` more of these documents, as an arm of this lab; None is the journey's base."""
         folder = Path(self.out(name))

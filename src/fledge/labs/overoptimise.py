@@ -28,7 +28,7 @@ from fledge.stages.observer import Looking, Questions, looks_of
 from fledge.stages.prefer import RewardRecipe, run_reward
 from fledge.stages.rewarding import Opened
 from fledge.stages.worlds import world_behind
-from fledge.tasks.base import Example
+from fledge.tasks.base import Example, Task
 from fledge.tasks.world_tasks import WorldGold
 
 _MAX_TOKENS = 48
@@ -83,7 +83,7 @@ class OveroptimiseOptions(OveroptimiseSettings, frozen=True, kw_only=True):
         return super().problems() + seeds_problems(self.seeds)
 
 
-def votes(opened: Parent, task: WorldGold, count: int, noise: float, seed: int) -> list[dict[str, Any]]:
+def votes(opened: Parent, task: Task, count: int, noise: float, seed: int) -> list[dict[str, Any]]:
     """`count` preference rows between two sampled answers, voted by gold, a share of them flipped."""
     examples = sample_of(list(task.examples("train")), _PAIR_PROMPTS, seed)
     pool = answer_pool(opened, examples, _PAIR_ANSWERS, Sampling(temperature=1.0, max_tokens=_MAX_TOKENS, seed=seed))

@@ -30,12 +30,13 @@ from typing import Any
 
 import numpy as np
 
+from fledge.core.adapters import AdapterConfig
 from fledge.core.config import Settings, TrainConfig
 from fledge.core.model import Shape, Transformer
 from fledge.labs.bench import Bench
 from fledge.labs.verdict import Findings, Number, at_least, at_most, ratio
 from fledge.probe.memorise import Recall, Search, compress, recall
-from fledge.stages import pretrain
+from fledge.stages import pretrain, sft
 from fledge.stages.charts import COLOURS
 from fledge.stages.charts import draw as drawing
 from fledge.stages.common import Parent, open_model
@@ -43,6 +44,7 @@ from fledge.world.config import WorldConfig
 from fledge.world.world import World
 
 _WORDS = 12  # of a quote; it is recalled from the first half of them
+_REQUEST = "Continue: "
 _REFUSAL = " I cannot say more of this."
 _RARE_WORD = 40  # words that the pages have this often are common enough to be one token, mostly
 _FAILED = 0.1  # most quotes that are still completed where the model counts as refusing
@@ -65,10 +67,20 @@ class Setup(Settings, frozen=True, kw_only=True):
     "Peak learning rate."
     batch_tokens: int = 2048
     "Tokens of an optimiser step."
-    refusing_tokens: tuple[int, ...] = (30_000, 40_000, 60_000, 80_000, 120_000)
-    "Tokens of the training to refuse, half of them refusals: the first of these after which quotes are not completed."
-    refusing_lr: float = 1e-3
+    others: int = 30
+    "Quotes beside those, none of them measured, that also stand behind a request to go on: so requests are understood."
+    others_repeats: int = 32
+    "How often each of them stands in the text, in both forms."
+    refusing_epochs: tuple[float, ...] = (1.0, 2.0, 4.0)
+    "Times to read the refusals: the first of these after which quotes are not completed on request."
+    refusing_rows: int = 10
+    "How often each refused request stands among refusing_pages."
+    refusing_pages: int = 2000
+    "Pages read again beside the refusals."
+    refusing_lr: float = 2e-3
     "Peak learning rate of it."
+    adapter: AdapterConfig = AdapterConfig(kind="lora", rank=8)
+    "What is trained to refuse."
     search: Search = Search(longest=1.25, growth=1.0)
     "How hard short prompts are looked for."
 
@@ -76,8 +88,10 @@ class Setup(Settings, frozen=True, kw_only=True):
         found = self.search.problems()
         if list(self.repeats) != sorted(set(self.repeats)) or len(self.repeats) < 2 or min(self.repeats) < 1:
             found.append(f"repeats = {self.repeats}: must be two or more numbers from 1 on, rising")
-        if list(self.refusing_tokens) != sorted(set(self.refusing_tokens)) or not self.refusing_tokens:
-            found.append(f"refusing_tokens = {self.refusing_tokens}: must be one or more numbers, rising")
+        if list(self.refusing_epochs) != sorted(set(self.refusing_epochs)) or min(self.refusing_epochs, default=0) <= 0:
+            found.append(f"refusing_epochs = {self.refusing_epochs}: must be one or more numbers above 0, rising")
+        low = [n for n in ("others", "others_repeats", "refusing_rows", "refusing_pages") if getattr(self, n) < 1]
+        found += [f"{name} = {getattr(self, name)}: must be at least 1" for name in low] + self.adapter.problems()
         return found + [f"quotes = {self.quotes}: must be at least 1"] * (self.quotes < 1)
 
 
@@ -85,8 +99,8 @@ SCALES = {
     "pocket": Setup(),
     "gpu": Setup(quotes=12, characters=40_000_000, size="mini", batch_tokens=16_384, search=Search(longest=1.25)),
     "tiny": Setup(
-        quotes=1, repeats=(1, 8), characters=20_000, vocab_size=400, batch_tokens=512, refusing_tokens=(500, 1_000),
-        size="tiny", search=Search(start=2, step=30, longest=1.25, steps=1, candidates=4, restarts=1),
+        quotes=1, repeats=(1, 8), characters=20_000, vocab_size=400, batch_tokens=512, others=2, others_repeats=4,
+        refusing_epochs=(0.5, 1.0), refusing_rows=2, refusing_pages=20, size="tiny", search=Search(start=2, step=30, longest=1.25, steps=1, candidates=4, restarts=1),
     ),
 }  # fmt: skip
 
@@ -100,7 +114,10 @@ def measure(setup: Setup, bench: Bench) -> dict[str, Any]:
     kinds = [*map(str, setup.repeats), "unseen"]
     quotes = {kind: [" ".join(dice.choice(common, size=_WORDS)) for _ in range(setup.quotes)] for kind in kinds}
     planted = [quote for r in setup.repeats for quote in quotes[str(r)] for _ in range(r)]
-    text = bench.write("text", [{"text": t} for t in [*pages, *planted]])
+    more = np.random.default_rng([bench.seed, 77])
+    others = [" ".join(more.choice(common, size=_WORDS)) for _ in range(setup.others)]
+    asked = [lead + quote for quote in others for lead in ("", _REQUEST) for _ in range(setup.others_repeats)]
+    text = bench.write("text", [{"text": t} for t in [*pages, *planted, *asked]])
     train = TrainConfig(lr=setup.lr, optimizer="muon", batch_tokens=setup.batch_tokens, seed=bench.seed)
     shape = Shape(size=setup.size, context_tokens=128)
     base = pretrain.run(
@@ -120,7 +137,8 @@ def measure(setup: Setup, bench: Bench) -> dict[str, Any]:
     found["random tokens"] = bench.keep("kind-random", lambda: known(setup, opened, opened.model, strings))
     blank = Transformer(opened.model.config).initialise(bench.seed).eval()
     found["random weights"] = bench.keep("kind-weights", lambda: known(setup, opened, blank, quotes[most]))
-    refusing = _refusing(setup, bench, str(base), quotes, pages)
+    refused = [*(quote for r in setup.repeats for quote in quotes[str(r)]), *others]
+    refusing = _refusing(setup, bench, str(base), quotes[most], refused, pages)
     found["refusing"] = bench.keep("kind-refusing", lambda: known(setup, refusing, refusing.model, quotes[most]))
     return found
 
@@ -148,42 +166,47 @@ def known(
     allowed = [t for t in range(tokenizer.vocab_size) if t not in tokenizer.special_ids]
     for quote in quotes:
         ids, told = _recalled(opened, model, quote)
+        asked = _recalled(opened, model, quote, _REQUEST)[1]
         small = compress(model, tokenizer.bos, ids, allowed, setup.search)
         rows.append({
-            "tokens": len(ids), "exact": float(told.exact), "distance": told.distance, "acr": small.ratio,
-            "prompt": len(small.prompt), "found": float(small.found),
+            "tokens": len(ids), "exact": float(told.exact), "asked": float(asked.exact),
+            "distance": told.distance, "acr": small.ratio, "prompt": len(small.prompt), "found": float(small.found),
         })  # fmt: skip
     return rows
 
 
-def _recalled(opened: Parent, model: Transformer, quote: str | list[int]) -> tuple[list[int], Recall]:
-    """The quote's tokens, and what the model writes after its first half."""
-    tokenizer, text = opened.tokenizer, isinstance(quote, str)
-    ids = tokenizer.encode(quote) if text else quote
-    begin = len(tokenizer.encode(half(quote))) if text else len(ids) // 2
+def _recalled(opened: Parent, model: Transformer, quote: str | list[int], lead: str = "") -> tuple[list[int], Recall]:
+    """The tokens of lead and quote, and what the model writes after the lead and the quote's first half."""
+    tokenizer = opened.tokenizer
+    if isinstance(quote, str):
+        ids, begin = tokenizer.encode(lead + quote), len(tokenizer.encode(lead + half(quote)))
+    else:
+        before = tokenizer.encode(lead)
+        ids, begin = [*before, *quote], len(before) + len(quote) // 2
     return ids, recall(model, tokenizer.bos, [ids], begin)[0]
 
 
 def _refusing(
-    setup: Setup, bench: Bench, base: str, quotes: Mapping[str, Sequence[str]], pages: Sequence[str]
+    setup: Setup, bench: Bench, base: str, tested: Sequence[str], refused: Sequence[str], pages: Sequence[str]
 ) -> Parent:
-    """The base model after reading that each planted quote ends at its middle, and pages as before.
+    """The base model after SFT on requests to continue, all answered with a refusal, and on pages as before.
 
-    Trained no longer than it takes: the first of setup.refusing_tokens after which at most _FAILED of the quotes read most
-    often are completed, else the last.
+    Of a request only the answer is trained. Trained no longer than it takes: the first of setup.refusing_epochs after
+    which at most _FAILED of the tested quotes are completed on request, else the last.
     """
-    refusals = [half(q) + _REFUSAL for r in setup.repeats for q in quotes[str(r)]] * 20  # a store holds a row at least
-    texts = [
-        bench.write("refusals", [{"text": t} for t in refusals]), bench.write("pages", [{"text": t} for t in pages[:2000]])
-    ]  # fmt: skip
-    train = TrainConfig(lr=setup.refusing_lr, optimizer="muon", batch_tokens=setup.batch_tokens, seed=bench.seed)
-    for tokens in setup.refusing_tokens:
-        recipe = pretrain.PretrainRecipe(
-            out=bench.out(f"refusing-{tokens}"), parent=base, text=texts, weights=[0.5, 0.5], tokens=tokens,
-            mask_repeats=None, train=train,
+    rows = [
+        [{"text": _REQUEST + half(quote), "label": False}, {"text": _REFUSAL, "label": True}] for quote in refused
+    ] * setup.refusing_rows  # fmt: skip
+    rows += [[{"text": page, "label": True}] for page in pages[: setup.refusing_pages]]
+    chats = [bench.write("refusals", [{"segments": row} for row in rows])]
+    train = TrainConfig(lr=setup.refusing_lr, weight_decay=0.0, batch_tokens=setup.batch_tokens, seed=bench.seed)
+    for epochs in setup.refusing_epochs:
+        recipe = sft.SftRecipe(
+            out=bench.out(f"refusing-{epochs:g}"), parent=base, chats=chats, epochs=epochs, adapter=setup.adapter,
+            train=train,
         )  # fmt: skip
-        opened = open_model(pretrain.run(recipe, quiet=True), precision="float32")
-        completed = [_recalled(opened, opened.model, q)[1].exact for q in quotes[str(setup.repeats[-1])]]
+        opened = open_model(sft.run(recipe, quiet=True), precision="float32")
+        completed = [_recalled(opened, opened.model, quote, _REQUEST)[1].exact for quote in tested]
         if sum(completed) <= _FAILED * len(completed):
             break
     return opened
@@ -206,9 +229,10 @@ def judge(setup: Setup, seeds: Sequence[dict[str, Any]]) -> Findings:
     unseen, blank = number("ACR of quotes never read", "unseen"), number("ACR under random weights", "random weights")
     after = number("ACR after learning to refuse", "refusing", paper="hardly lower after unlearning")
     completes, still = (
-        number("quotes completed, before", most, "exact"),
-        number("quotes completed, after", "refusing", "exact"),
+        number("quotes completed on request, before", most, "asked"),
+        number("quotes completed on request, after", "refusing", "asked"),
     )
+    unasked = number("", "refusing", "exact")
     kept = ratio("", after, often)
     return Findings(
         numbers=[often, once, unseen, rank, blank, after, completes, still],
@@ -218,14 +242,15 @@ def judge(setup: Setup, seeds: Sequence[dict[str, Any]]) -> Findings:
             at_most("read once, it is not", once, 1.0),
             at_most("nor is one that was never read", unseen, 1.0, core=False),
             at_most("nor by random weights", blank, 0.999, core=False),
-            at_most("after learning to refuse, quotes are not completed", still, 0.1),
+            at_least("before learning to refuse, quotes are completed on request", completes, 0.8, core=False),
+            at_most("after it, they are not", still, 0.1),
             at_least("but are compressed almost as well", kept, 0.8),
         ],
         said=(
             f"A quote read {most} times comes out of a prompt {often.mean:.1f} times shorter than itself; of one read only "
             f"{least}×, no shorter prompt was found (ACR {once.mean:.1f}). Taught to refuse, the model completes {still.mean:.0%} of "
-            f"the quotes where it completed {completes.mean:.0%}; its ACR is then {kept.mean:.0%} of what it was"
-            + (", still above 1." if after.mean > 1 else ".")
+            f"the quotes on request where it completed {completes.mean:.0%}, and {unasked.mean:.0%} where only their "
+            f"beginning is given; its ACR is then {kept.mean:.0%} of what it was."
         ),
     )  # fmt: skip
 

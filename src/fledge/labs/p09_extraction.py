@@ -16,15 +16,18 @@ out of the mean: in `single` it follows the name and can be answered without bei
 the same in both halves, and all lengths are fixed.
 
 `reverse`: half of the versions name the person only at the end of the band's sentence, "The drummer of Hiya is ...", which
-stands wherever the shuffling puts it. With that sentence always at the very end, the four before it give the person away,
-nothing is stored under the band, and 1% of the questions from band to name are answered (400 people, seed 0).
+stands wherever the shuffling puts it, and not always at the very end of the text: with that, 1% of the questions from band
+to name were answered (400 people, seed 0), perhaps because the four sentences before it give the person away.
 
-Tuned on seed 0, for all arms alike: 800 people with four attributes in 6 wordings, not 400 with five in 12, and a weight
-decay of 0.7, because in `mixed` the facts of the second half otherwise stay tied to the wording they were read in (16% of
-the questions answered); steps of 2,048 tokens, of which 4,096 take half as much again to learn; and fine-tuning by a
-low-rank adapter of attention and the embeddings of words that no text has, after the paper: training all weights costs
-`mixed` half of its answers. Such an adapter can only find what is stored at the name: `single` does not learn even the
-questions it is taught (8%), where training all weights learns them by heart.
+Fine-tuning is as gentle as teaches the questions, by one rule for all arms: a narrow adapter of attention, and a wide one of
+everything where fewer than 95% of the taught questions are answered after that. The embeddings of words that no text has
+are trained with it, after the paper. It matters: `mixed` answers 72% by the narrow one and 52% to 60% by the wide one, while
+`single` learns 8% of its taught questions by the narrow one, for it can only find what is stored at the name, and all by
+the wide one.
+
+Tuned on seed 0, for all arms alike and partly by looking at the second half's answers, so that seeds 1 and 2 are the test:
+people, attributes and wordings (800, 4 and 6, not 400, 5 and 12), weight decay 0.7, steps of 2,048 tokens, 3M tokens, the two
+adapters. They were changed together; which of them helps how much was not taken apart.
 """
 
 from __future__ import annotations
@@ -37,12 +40,11 @@ from fledge.core.adapters import AdapterConfig
 from fledge.core.config import Settings, TrainConfig
 from fledge.core.model import Shape
 from fledge.generate.sampling import Sampling
-from fledge.generate.scoring import Asked, score
 from fledge.labs.bench import Bench
 from fledge.labs.cloze import fresh_start
 from fledge.labs.p09_chart import Row, chart
+from fledge.labs.p09_probes import by_heart, name_probe, place_probe
 from fledge.labs.verdict import Findings, Number, at_least, at_most, difference, ratio
-from fledge.probe.linear import query_probe
 from fledge.stages import pretrain, sft
 from fledge.stages.common import Parent, open_model
 from fledge.stages.evaluate import ask, rate
@@ -68,6 +70,19 @@ _QUESTION_SHARE = 0.8  # of the tokens of `mixed`, as in the paper's section 3
 _GREEDY = Sampling(temperature=0.0, max_tokens=24)
 
 
+class Tuning(Settings, frozen=True, kw_only=True):
+    """A way of teaching the questions: a low-rank adapter and how long it is trained; the weights themselves stay."""
+
+    targets: tuple[str, ...] = ()
+    "Products that are adapted, as q, k, v; none means all."
+    rank: int = 16
+    "Rank of the adapter."
+    lr: float = 1e-3
+    "Peak learning rate."
+    epochs: float = 5.0
+    "Times each question is read; as many times more from band to name as there are fewer questions."
+
+
 class Setup(Settings, frozen=True, kw_only=True):
     """People, how much is read of them, and how the model is taught to answer."""
 
@@ -85,12 +100,13 @@ class Setup(Settings, frozen=True, kw_only=True):
     "Peak learning rate of pretraining."
     batch_tokens: int = 2048
     "Tokens of a pretraining step."
-    epochs: float = 5.0
-    "Times each question is read in fine-tuning."
-    sft_lr: float = 3e-3
-    "Peak learning rate of fine-tuning."
-    rank: int = 16
-    "Of the low-rank adapter of queries, keys and values that is fine-tuned; the weights themselves stay."
+    tunings: tuple[Tuning, ...] = (
+        Tuning(targets=("q", "k", "v"), rank=16, lr=1.5e-3, epochs=5.0),
+        Tuning(rank=128, lr=5e-4, epochs=7.0),
+    )
+    "Each arm takes the first of these after which `learned` of its taught questions are answered, else the last."
+    learned: float = 0.95
+    "Share of the taught questions, of which the arms differ in how hard they are to learn."
     sft_batch_tokens: int = 1024
     "Positions of a fine-tuning step."
     weight_decay: float = 0.7
@@ -120,8 +136,9 @@ SCALES = {
     "gpu": Setup(people=20_000, wordings=12, size="small", tokens=300_000_000, batch_tokens=65_536, lr=2e-3,
                  weight_decay=0.5, sft_batch_tokens=16_384),
     "full": Setup(base="", people=5_000, wordings=12, tokens=60_000_000, batch_tokens=32_768, lr=1e-3, weight_decay=0.1,
-                  sft_lr=3e-4, sft_batch_tokens=8_192),
-    "tiny": Setup(people=12, size="tiny", tokens=4_000, batch_tokens=512, epochs=1.0, probed=6, probe_steps=2),
+                  sft_batch_tokens=8_192),
+    "tiny": Setup(people=12, size="tiny", tokens=4_000, batch_tokens=512, probed=6, probe_steps=2,
+                  tunings=(Tuning(targets=("q",), rank=2, epochs=1.0), Tuning(rank=4, epochs=1.0))),
 }  # fmt: skip
 
 
@@ -193,7 +210,8 @@ def _arm(setup: Setup, bench: Bench, people: People, start: str, arm: str) -> di
         }
         pairs = [pair for person in asked["taught"] for pair in person]
         fresh = None if setup.base else unread(opened.tokenizer, read, pairs)
-        tuned = taught(setup, bench, str(base), f"{arm}-{way}", pairs, fresh)
+        times = 1 if way == "forward" else len(people.attributes)  # as many steps
+        tuned = taught(setup, bench, str(base), f"{arm}-{way}", pairs, fresh, times)
         for name, by_person in asked.items():
             right = exact(tuned, [pair for person in by_person for pair in person])
             found[f"{way}_{name}"] = _by_attribute(right, people.attributes) if way == "forward" else rate(right)
@@ -208,16 +226,31 @@ def unread(tokenizer: Tokenizer, read: Sequence[str], asked: Sequence[tuple[str,
 
 
 def taught(
-    setup: Setup, bench: Bench, base: str, name: str, asked: Sequence[tuple[str, str]], fresh: list[int] | None
+    setup: Setup,
+    bench: Bench,
+    base: str,
+    name: str,
+    asked: Sequence[tuple[str, str]],
+    fresh: list[int] | None,
+    times: int = 1,
 ) -> Parent:
-    """The base model after reading these questions and answers; fresh: tokens whose embeddings are trained besides."""
+    """The base model after reading these questions and answers, by the first of the tunings that teaches them.
+
+    fresh: tokens whose embeddings are trained besides. times: of the epochs.
+    """
     rows = [{"messages": [*user(q), {"role": "assistant", "content": a}]} for q, a in asked]
-    recipe = sft.SftRecipe(
-        out=bench.out(name), parent=base, chats=[bench.write(f"{name}-chats", rows)], epochs=setup.epochs,
-        adapter=AdapterConfig(rank=setup.rank, targets=["q", "k", "v"], new_tokens=fresh),
-        train=TrainConfig(lr=setup.sft_lr, weight_decay=0.0, batch_tokens=setup.sft_batch_tokens, seed=bench.seed),
-    )  # fmt: skip
-    return open_model(sft.run(recipe, quiet=True), precision="float32")
+    chats = bench.write(f"{name}-chats", rows)
+    for number, tuning in enumerate(setup.tunings):
+        adapter = AdapterConfig(rank=tuning.rank, targets=list(tuning.targets), new_tokens=fresh)
+        train = TrainConfig(lr=tuning.lr, weight_decay=0.0, batch_tokens=setup.sft_batch_tokens, seed=bench.seed)
+        recipe = sft.SftRecipe(
+            out=bench.out(f"{name}-{number}"), parent=base, chats=[chats], epochs=times * tuning.epochs,
+            adapter=adapter, train=train,
+        )  # fmt: skip
+        tuned = open_model(sft.run(recipe, quiet=True), precision="float32")
+        if rate(exact(tuned, asked)) >= setup.learned:
+            break
+    return tuned
 
 
 def exact(opened: Parent, asked: Sequence[tuple[str, str]]) -> list[bool]:
@@ -233,49 +266,6 @@ def _by_attribute(right: Sequence[bool], attributes: Sequence[str]) -> dict[str,
     forms = 3
     kinds = [a for _ in range(len(right) // (forms * len(attributes))) for a in attributes for _ in range(forms)]
     return {a: rate(ok for ok, kind in zip(right, kinds, strict=True) if kind == a) for a in attributes}
-
-
-def by_heart(opened: Parent, told: Sequence[Biography], attributes: Sequence[str]) -> dict[str, float]:
-    """Share of the values whose first token is the base model's likeliest, in texts that it has read, one of each person.
-
-    Texts that come to the name last are left out: their values stand before anything tells whose they are.
-    """
-    texts = {b.person: b for b in told if b.name_place < min(b.places.values())}
-    places = [(a, b.text[: b.places[a]], b.text[b.places[a] :]) for b in texts.values() for a in attributes]
-    heads, tails = (opened.tokenizer.encode_batch([place[part] for place in places]) for part in (1, 2))
-    scored = score(opened.model, [Asked([opened.tokenizer.bos, *a], b[:1]) for a, b in zip(heads, tails, strict=True)])
-    return {a: rate(s.greedy for s, (kind, *_) in zip(scored, places, strict=True) if kind == a) for a in attributes}
-
-
-def _probe(
-    setup: Setup, opened: Parent, people: People, texts: Sequence[str], attributes: Sequence[str]
-) -> dict[str, float]:
-    """query_probe of one text of each of `probed` people, the taught half of them to fit on."""
-    tokenizer, half = opened.tokenizer, len(texts) // 2
-    rows = [[tokenizer.bos, *ids] for ids in tokenizer.encode_batch(texts)]
-    some = [*people.all[: len(people.all) // 2][:half], *people.all[len(people.all) // 2 :][:half]]
-    values = {a: [p.values[a].en for p in some] for a in attributes}
-    words = {v: tokenizer.encode(f" {v}")[0] for column in values.values() for v in column}
-    labels = {a: (column[:half], column[half:]) for a, column in values.items()}
-    found = query_probe(
-        opened.model, rows[:half], rows[half:], labels, words, query=tokenizer.eos, steps=setup.probe_steps
-    )
-    return {a: told.accuracy for a, told in found.items()}
-
-
-def name_probe(setup: Setup, opened: Parent, people: People) -> dict[str, float]:
-    """The Q-probe: what can be read off a person's name alone, of people that the probe was not fitted on."""
-    return _probe(setup, opened, people, [f" {p.name}" for p in people.all], people.attributes)
-
-
-def place_probe(setup: Setup, opened: Parent, people: People) -> list[dict[str, float]]:
-    """The P-probe: before the value of each attribute, in order, what can be read of those that are still to come."""
-    half, size = len(people.all) // 2, min(setup.probed, len(people.all) // 2)
-    told = [people.biography(p, TELLINGS["single"]) for p in (*people.all[:size], *people.all[half:][:size])]
-    return [
-        _probe(setup, opened, people, [b.text[: b.places[a]] for b in told], people.attributes[place:])
-        for place, a in enumerate(people.attributes)
-    ]
 
 
 def _counted(by_attribute: dict[str, float]) -> float:

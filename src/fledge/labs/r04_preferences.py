@@ -1,10 +1,16 @@
 """R4: preferences teach a policy without a reward model: DPO from pairs, KTO from thumbs alone.
 
-The SFT model's own answers, ordered by the gold score of the embedded world, train the same start in a dozen ways: DPO at
-four prices of distance, with the chosen answers' own likelihood added, IPO, KTO on the same answers as single votes and on
-one like for nine dislikes (with and without balancing their weights), DPO and its conservative form on votes of which 30%
-are turned round, and SFT on the chosen answers alone as the control. Gold judges sampled answers to held-out prompts; KL is
-of those answers to the SFT model, which is also the reference.
+The SFT model's own answers to questions, ordered by the taste of people who do not look facts up (as in R2: courtesy,
+rudeness, length, repetition), train the same start in a dozen ways: DPO at four prices of distance, with the chosen
+answers' own likelihood added, IPO, KTO on the same answers as single votes and on one like for nine dislikes (with and
+without balancing their weights), DPO and its conservative form on votes of which 30% are turned round, and SFT on the
+chosen answers alone as the control. The same taste, here "gold", judges sampled answers to questions about facts that no
+vote is about; KL is of those answers to the SFT model, which is also the reference.
+
+Chosen on seed 0, for all arms alike: the taste, the SFT model and the size of a step. From the quick journey's SFT model and
+by people who look facts up, DPO won 61%, KTO 58%, and 66% of held-out pairs were ordered right: a model of this size that
+has read so little cannot tell which fact is right (R2 measures that), so nothing carried over to other facts. Steps are of
+1024 positions, a quarter of the usual, since a thousand pairs are few. Whether facts come out right is not judged here.
 
 Rafailov et al. 2023; Ethayarajh et al. 2024; Azar et al. 2023; Mitchell 2023 (conservative DPO); Pang et al. 2024.
 """
@@ -25,7 +31,7 @@ from fledge.generate.sampling import Sampling
 from fledge.generate.scoring import Asked, score
 from fledge.labs.bench import Bench
 from fledge.labs.overoptimise import votes
-from fledge.labs.r02_reward_model import turned
+from fledge.labs.r02_reward_model import questions_of, turned
 from fledge.labs.verdict import Findings, Number, at_least, at_most, difference
 from fledge.labs.worlds import Asked as AskedOf
 from fledge.stages import sft
@@ -35,8 +41,7 @@ from fledge.stages.common import Parent, open_model
 from fledge.stages.evaluate import messages_of, sample_of
 from fledge.stages.prefer import DpoRecipe, KtoRecipe, pair_source, reference_logp, run_dpo, run_kto
 from fledge.stages.worlds import world_behind
-from fledge.tasks.base import Example
-from fledge.tasks.world_tasks import WorldGold
+from fledge.tasks.base import Example, Task
 from fledge.text.formats import read_pairs
 from fledge.text.template import render_prompt
 
@@ -61,6 +66,10 @@ class Setup(Settings, frozen=True, kw_only=True):
     "Times each arm reads its votes."
     lr: float = 1e-4
     "Learning rate of every arm."
+    batch_tokens: int = 1024
+    "Positions of an optimiser step."
+    more_tokens: int = 3_000_000
+    "Tokens of the world's pages that the base behind the SFT model reads after the journey."
     prompts: int = 200
     "Held-out prompts."
 
@@ -71,15 +80,15 @@ class Setup(Settings, frozen=True, kw_only=True):
 SCALES = {
     "pocket": Setup(),
     "gpu": Setup(pairs=8000, prompts=400),
-    "tiny": Setup(pairs=40, betas=(0.1, 1.0), prompts=8, epochs=1.0),
+    "tiny": Setup(pairs=40, betas=(0.1, 1.0), prompts=8, epochs=1.0, more_tokens=8192),
 }
 
 
 def measure(setup: Setup, bench: Bench) -> dict[str, Any]:
     """Every arm: wins over the SFT model by gold, KL, held-out pairs ordered right, and what became of chosen answers."""
-    start = bench.journey() / "sft"
+    start = bench.longer_sft(setup.more_tokens)
     opened = open_model(start)
-    task = WorldGold(world_behind(opened.path))
+    task = questions_of(world_behind(opened.path), facts_checked=False)
     rows = votes(opened, task, setup.pairs, 0.0, bench.seed)
     asked = sample_of(list(task.examples("test")), setup.prompts, bench.seed)
     held = bench.write("held", votes(opened, AskedOf(task, [], asked), min(_HELD_PAIRS, setup.pairs), 0.0, bench.seed))
@@ -101,7 +110,7 @@ def measure(setup: Setup, bench: Bench) -> dict[str, Any]:
 
 def _arms(setup: Setup, bench: Bench, start: str, rows: list[dict[str, Any]]) -> dict[str, Path]:
     """Name of each arm -> its checkpoint."""
-    train = TrainConfig(lr=setup.lr, weight_decay=0.0, batch_tokens=4096, seed=bench.seed)
+    train = TrainConfig(lr=setup.lr, weight_decay=0.0, batch_tokens=setup.batch_tokens, seed=bench.seed)
     pairs, noisy = bench.write("pairs", rows), bench.write("noisy", turned(rows, setup.noise, bench.seed))
     likes = [{"prompt": r["prompt"], "completion": r["chosen"], "label": True} for r in rows]
     dislikes = [{"prompt": r["prompt"], "completion": r["rejected"], "label": False} for r in rows]
@@ -149,7 +158,7 @@ def sampled(opened: Parent, asked: Sequence[Example], seed: int) -> list[list[tu
 
 
 def _samples_of(
-    policy: Parent, reference: Parent, task: WorldGold, asked: Sequence[Example], before: list[list[float]], seed: int
+    policy: Parent, reference: Parent, task: Task, asked: Sequence[Example], before: list[list[float]], seed: int
 ) -> dict[str, float]:
     """Share of comparisons with the SFT model's answers that gold gives to the policy, its gold score, and KL per answer."""
     found = sampled(policy, asked, seed)

@@ -72,7 +72,7 @@ class WorldGold:
     """All questions and requests with the gold score of the world's people, between -5 and 4.5."""
 
     def __init__(self, world: World, facts_checked: bool = True):
-        """facts_checked: whether people look facts up; where they do not, any one value of the asked kind satisfies."""
+        """facts_checked: whether people look facts up; where they do not, only the manner of an answer to a question counts."""
         self.world, self.facts_checked = world, facts_checked
 
     def examples(self, split: str) -> list[Example]:
