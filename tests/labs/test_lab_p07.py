@@ -32,7 +32,9 @@ def test_the_lab_at_its_smallest(tmp_path):
     found = lab.measure(setup, bench)
     assert set(found) == {"1", "8", "unseen", "random tokens", "random weights", "refusing"}
     for rows in found.values():
-        assert len(rows) == setup.quotes and all(row["tokens"] >= 12 and row["acr"] > 0 and row["asked"] in (0, 1) for row in rows)
+        assert len(rows) == setup.quotes and all(
+            row["tokens"] >= 12 and row["acr"] > 0 and row["asked"] in (0, 1) for row in rows
+        )
     told = lab.judge(setup, [found, found])
     assert len(told.numbers) == 8 and len(told.checks) == 8
     assert lab.draw(setup, [found]).startswith("<svg")

@@ -3,22 +3,27 @@
 Schwarzschild et al. 2024 call a text memorised if some prompt shorter than the text itself makes the model write all
 of it; ACR is the text's tokens over those of the shortest such prompt. Twelve random words make a quote that nothing
 but reading it can teach; quotes stand 1, 4, 16, 64 or 256 times among the pages of a small world. Controls: quotes
-that no text has, random tokens, and the same quotes asked of random weights. Then the model is trained to stop each
-quote at its middle with "I cannot", among other pages: the usual test, completing a beginning, now fails; ACR says
-whether the quote is gone.
+that no text has, random tokens, and the same quotes asked of random weights.
+
+Then the model is taught to refuse. Other quotes, never measured, stand in the text by themselves and behind
+"Continue: ", so that the model completes any quote it knows when so asked; that it does is measured. SFT with LoRA,
+among pages, answers such requests for all quotes with "I cannot". A beginning is then not completed on request; ACR,
+of the quote alone after <bos> as before, says whether the quote is gone. The refusal hangs on the request, as in the
+paper's in-context unlearning: given the beginning alone, the model may still complete it, which is kept beside it.
 
 Prompts of one token are tried exhaustively, longer ones by GCG, up to `longest` times the text, less far than the
 paper's 5 times: a failure then counts as 1 / longest, below 1 as it must. Whether one was found is kept beside it.
 Quotes are searched for in ids, after <bos>; the answer is greedy. Training to refuse goes on only until the quotes
-are no longer completed. Tuned on seed 0: size, vocabulary, learning rates, and the words of the quotes, most of them
-one token.
+are not completed on request. Tuned on seed 0: size, vocabulary, learning rates, the words of the quotes, most of them
+one token, and how refusing is taught, on which the last result depends. On seed 0 the median ratio kept, of 4 quotes:
 
-What does not come out here is that the ratio outlives the refusal at 0.8 of what it was: on seed 0 it keeps half,
-though the training is as short as makes the test fail; half of the quotes stay compressible, none is completed.
-Before it, a prompt has only to bring up a quote's first word, 3 to 4 nats, the rest follows at a tenth of a nat a
-word, mostly; after it, the same prompt must also pass the middle, which costs 2 to 5 nats. A model of a million
-parameters, taught on the very words of the half, refuses after them whatever stands before; other learning rates,
-optimisers and shorter lists of quotes to refuse kept no more.
+    refusing a request        LoRA of rank 8 among 4500 pages 90% (run here); among 2000: rank 8 80% and 91% (two bases),
+                              rank 1 77%, all weights at a rate of 5e-4 23%
+    refusing a bare beginning LoRA of rank 8 40%, all weights 30% (answers trained only), 52% (beginnings trained too)
+
+So unlearning is shallow here where it is small and hangs on how one asks. A model of a million parameters that is
+taught on the bare half of a quote refuses after it whatever stands before: a prompt must then pass the middle of the
+quote, which costs 2 to 5 nats more. Four quotes and a random search make each of these shares rough.
 """
 
 from __future__ import annotations
@@ -75,7 +80,7 @@ class Setup(Settings, frozen=True, kw_only=True):
     "Times to read the refusals: the first of these after which quotes are not completed on request."
     refusing_rows: int = 10
     "How often each refused request stands among refusing_pages."
-    refusing_pages: int = 2000
+    refusing_pages: int = 4500
     "Pages read again beside the refusals."
     refusing_lr: float = 2e-3
     "Peak learning rate of it."
