@@ -20,8 +20,8 @@ mentions.
 The words, their numbers and the prompt (the bare question) were chosen on seed 0's training questions, as the paper chose
 its own; the length of the sites after a look at its test questions, too: with 8 pages the rules win 31% and three examples
 42%, but one answer in ten ends by itself, and 2.5% are won without the rule of the end; with 32 none. The end and the
-words are then each needed for all that is won, and two drops to nothing are alike: the end's counts as the largest where
-no other is larger. In the paper some is left without either.
+words are then each needed for nearly all that is won, so that the end's drop is the largest by little. In
+the paper more is left without either.
 """
 
 from __future__ import annotations
@@ -250,7 +250,7 @@ def judge(setup: Setup, seeds: Sequence[dict[str, Any]]) -> Findings:
         checks=[
             at_least("three rules win at least 3 times as often as the base", _times(rules, base, of), 3.0),
             at_least("each rule is needed: the smallest drop", Number(label="", by_seed=least, unit="points"), 1e-9),
-            at_least("no rule is missed more than that of the end", Number(label="", by_seed=largest, unit="points"), 0.0),
+            at_least("that of the end most of all", Number(label="", by_seed=largest, unit="points"), 1e-9),
             between("rules on random tokens are as the base", difference("", chance, base), -0.05, 0.05, core=False),
             at_least(f"{label} win at least twice as often as none", _times(shown, none, of), 2.0),
             at_most("wrong examples teach the form as right ones do",
