@@ -23,6 +23,7 @@ _STYLE = """<style>
 .lab figure { padding: 1rem; } .lab .scroll { margin-top: 0.4rem; } .lab td small { color: var(--dim); display: block; }
 .lab .sides td { padding-block: 0.32rem; } .lab .sides td:nth-child(2) { white-space: nowrap; }
 main { max-width: 76rem; }
+@media screen and (min-width: 46rem) { .lab .sides figure svg { max-height: max(60vh, 24rem); } }
 .verdict { display: inline-block; border: 1.5px solid var(--own); color: var(--own); border-radius: 99px; padding: 0 0.7em;
   font-size: 0.8rem; font-weight: 650; white-space: nowrap; }
 .contents { columns: 2; column-gap: 2.5rem; list-style: none; margin-top: 1.6rem; } .contents li { break-inside: avoid; padding: 0.3rem 0; }

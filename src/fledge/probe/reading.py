@@ -89,7 +89,7 @@ def likeliest(tokenizer: Tokenizer, logp: Tensor, top: int) -> list[list[Likely]
 
 def check_context(opened: Opened, tokens: Sequence[int], what: str) -> None:
     """Raise ValueError where the model cannot read these tokens."""
-    context, vocab = opened.model.config.context_tokens, opened.tokenizer.vocab_size
+    context, vocab = opened.model.config.context_tokens, opened.model.config.vocab_size
     if not tokens:
         raise ValueError(f"{what} has no tokens: give at least one (texts and chats start with <|bos|>)")
     if len(tokens) > context:
