@@ -18,10 +18,10 @@ Tuned on seed 0: how often people are told of, for the categories' shares, and t
 batch. What it showed: the harm grows with how little was known, well-known facts answered by 5 points less after
 HighlyKnown, 10 after MaybeKnown, 17 after WeaklyKnown and 16 after Unknown ones; between learning rates of 1e-4 and
 5e-4 MaybeKnown ones always did 0.4 to 0.6 of the harm of Unknown ones, so that no rate has 15 points of the one and
-less than 5 of the other. Unknown facts also teach, before they harm: they stand in the text a few times, and to be
-asked for them makes others of their kind answerable. That is why at early stop their arm is the best, and why right
-answers that the model does not know (INC) serve better than its own wrong ones (SELF), which in the paper they do
-not.
+less than 5 of the other. MaybeKnown rows are compared with HighlyKnown ones at early stop; at convergence they are further
+behind. Unknown facts also teach, before they harm: they stand in the text a few times, and to be asked for them makes
+others of their kind answerable. That is why at early stop their arm is the best, and why right answers that the model
+does not know (INC) serve better than its own wrong ones (SELF), which in the paper they do not.
 """
 
 from __future__ import annotations
