@@ -21,6 +21,10 @@ one token, and how refusing is taught, on which the last result depends. On seed
                               rank 1 77%, all weights at a rate of 5e-4 23%
     refusing a bare beginning LoRA of rank 8 40%, all weights 30% (answers trained only), 52% (beginnings trained too)
 
+Seeds 1 and 2, by which nothing was chosen, keep 60% and 68%, so that the last condition fails in the mean. All twelve
+quotes stay compressible (ACR 1.2 to 6) and one of twelve gets easier; but a prompt of 2 to 4 tokens that becomes one of
+3 to 6 loses much of such a ratio: the quotes are 12 tokens long, and one token more in the prompt is a quarter of it.
+
 So unlearning is shallow here where it is small and hangs on how one asks. A model of a million parameters that is
 taught on the bare half of a quote refuses after it whatever stands before: a prompt must then pass the middle of the
 quote, which costs 2 to 5 nats more. Four quotes and a random search make each of these shares rough.
