@@ -90,6 +90,17 @@ def test_a_lab_runs_keeps_and_shows(labs, capsys):
     assert rows[0]["verdict"] == "REPRODUCED" and "Bernoulli" in repr(rows)
 
 
+def test_a_result_of_another_version_has_no_chart_and_leaves_the_others_theirs(labs, monkeypatch):
+    run(LabOptions(action="run", ids=["C1"], seeds=1))
+    path = labs / "C1/result.json"
+    told = json.loads(path.read_bytes())
+    monkeypatch.setattr(LAB, "draw", lambda setup, seeds: f"<svg>{seeds[0]['share']}</svg>")
+    for setup, seeds in (({"gone": 1}, told["seeds"]), (told["setup"], [{}])):
+        path.write_text(json.dumps(told | {"setup": setup, "seeds": seeds}))
+        page = run(LabOptions(action="report")).read_text()
+        assert "Measured by another version of this lab" in page and "heads" in page and "<svg>" not in page
+
+
 def test_a_broken_seed_costs_only_itself(labs):
     with pytest.raises(ValueError, match="look under the table"):
         run(LabOptions(action="run", ids=["C1"], seeds=2, set={"fail_at": 1}))

@@ -75,9 +75,13 @@ def screen(name: str, listed: Entry, told: dict[str, Any]) -> str:
 
 
 def chart(listed: Entry, told: dict[str, Any]) -> str:
-    """The chart, and below it what came out and what it means."""
+    """The chart, and below it what came out and what it means; no chart of what another version of the lab measured."""
     lab = listed.load()
-    svg = lab.draw(build(lab.Setup, told["setup"]), told["seeds"])
+    try:
+        svg = lab.draw(build(lab.Setup, told["setup"]), told["seeds"])
+    except (ValueError, KeyError) as error:
+        again = f"<code>{shown(told['command'])} --out OTHER</code>"
+        svg = f'<p class="note">Measured by another version of this lab ({shown(error)}). With the present one: {again}</p>'
     return f"<figure>{svg}<figcaption>{shown(told['said'], 1200)}</figcaption></figure>"
 
 
