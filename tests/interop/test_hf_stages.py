@@ -120,7 +120,7 @@ def test_an_encoder_learns_from_hidden_tokens_only(folder: Path, text: str):
     given = {"out": str(folder / "wrong"), "parent": str(folder / "bert"), "text": [text], "train": LOOP}
     with pytest.raises(ValueError, match="pretrain: an encoder such as BERT sees the tokens it would have to predict"):
         pretrain.run(build(pretrain.PretrainRecipe, given), quiet=True)
-    opened, config = open_model(folder / "bert", precision="float32"), build(TrainConfig, LOOP)
+    opened, config = open_model(folder / "bert", precision="float32"), build(TrainConfig, LOOP | {"steps": 40})
     documents = DocumentSource(TokenStore.open(folder / "wrong" / "data", opened.tokenizer), rows=8, length=32, seed=0)
     source = MaskedSource(documents, mask=opened.tokenizer.mask, vocab_size=opened.tokenizer.vocab_size, seed=0)
     opened.model.train()
@@ -128,8 +128,8 @@ def test_an_encoder_learns_from_hidden_tokens_only(folder: Path, text: str):
         "masked", opened.model, opened.tokenizer, source, weighted_nll, config, out=folder / "bert-on",
         recipe={"recipe": {"out": "bert-on"}}, parent=opened, data={}, quiet=True,
     )  # fmt: skip
-    rows = read_jsonl(folder / "bert-on" / "metrics.jsonl")
-    assert rows[-1]["loss"] < rows[0]["loss"]
+    losses = [row["loss"] for row in read_jsonl(folder / "bert-on" / "metrics.jsonl")]
+    assert sum(losses[-10:]) < sum(losses[:10]) - 0.5  # each step hides other tokens, and BERT has dropout
     export_model(ModelExportOptions(run=str(folder / "bert-on"), out=str(folder / "bert-out")))
     back = AutoModelForMaskedLM.from_pretrained(folder / "bert-out").eval()
     ours = open_model(folder / "bert-on", precision="float32").model

@@ -99,10 +99,11 @@ def run(options: ChatOptions) -> None:
         finally:
             service.close()
     except KeyboardInterrupt:
-        say("closed; every vote is stored")
+        pass  # the server may also have ended by itself on the signal
     finally:
         listening.close()
         signal.signal(signal.SIGTERM, before)
+    say("closed; every vote is stored")
 
 
 def _serve(server: "Server", listening: socket.socket) -> None:
