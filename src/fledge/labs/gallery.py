@@ -55,7 +55,7 @@ def _head(known: Mapping[str, dict[str, Any]]) -> str:
     return (
         f"<header><p class=eyebrow>The labs of fledge</p>{heading('Published claims, rerun', '已發表的主張，重做一次', 1)}"
         f'<p class="lead aligned">{held} of {plural(len(known), "claim")} reproduced as stated. Each was tested on models '
-        "trained from nothing on this page's machine, with several seeds and a control; what did not come out is shown "
+        "trained from nothing, with several seeds and a control; what did not come out is shown "
         f'like what did.</p><ul class="contents">{rows}</ul></header>\n'
     )
 
