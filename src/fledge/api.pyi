@@ -1285,26 +1285,26 @@ def passk(run: Text, *, task: Text | None = None, prompts: Texts = ..., samples:
         Sample, score and print pass@k for k = 1, 2, 4, ...; returns the figures.
     """
 
-def power(run: Text, *, prompts: Texts = ..., text: Text | None = None, alpha: float = 4.0, temperature: float | None = None, steps: int = 10, blocks: int = 4, max_tokens: int = 32, climb: bool = False, count: int = 100, context: Literal["chat", "plain"] = "chat", out: Text | None = None, device: Text = "auto", seed: int = 0) -> list[dict[str, Any]]:
+def power(run: Text, *, alpha: float = 4.0, temperature: float | None = None, steps: int = 10, blocks: int = 4, max_tokens: int = 32, climb: bool = False, seed: int = 0, prompts: Texts = ..., text: Text | None = None, count: int = 100, context: Literal["chat", "plain"] = "chat", out: Text | None = None, device: Text = "auto") -> list[dict[str, Any]]:
     """Sample whole answers from p^alpha: `fledge power RUN --prompts questions.jsonl --alpha 4`, or --text "Who ...?".
 
     `fledge power` in Python: whole answers from p^alpha: power sampling of a model without training.
 
     Arguments:
-        run: Run or checkpoint that answers, also an imported one. [required]
-        prompts: Questions: JSONL with prompt. [[]]
-        text: One question instead. [none]
-        alpha: Exponent on the probability of a whole answer. [4.0]
+        alpha: Exponent on the probability of a whole answer; 1 is the model itself. [4.0]
         temperature: Temperature of the proposal; none is 1/alpha. [none]
         steps: Metropolis-Hastings steps after each block. [10]
         blocks: Blocks an answer grows by. [4]
         max_tokens: Longest answer in tokens. [32]
         climb: Take only what is likelier: a search for the likeliest answer instead of a sample. [false]
+        seed: Seed of all draws. [0]
+        run: Run or checkpoint that answers, also an imported one. [required]
+        prompts: Questions: JSONL with prompt. [[]]
+        text: One question instead. [none]
         count: Questions at most. [100]
         context: What the model reads: chat is the template, plain the bare text and a new line. [chat]
         out: File for the answers as JSON lines; none only prints them. [none]
         device: auto, cpu, cuda or cuda:1. [auto]
-        seed: Seed of all draws. [0]
 
     What it does and returns:
         Sample, print and write; returns one row for each question, with its greedy answer.

@@ -3,9 +3,11 @@
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
 import pytest
 import torch
 
+from fledge.core.checkpoint import save_checkpoint
 from fledge.core.model import Transformer
 from fledge.text.tokenizer import Tokenizer
 
@@ -22,6 +24,15 @@ class Held(NamedTuple):
 def base(make_model, tokenizer) -> Held:
     model = make_model(0, spread=0.15, vocab_size=tokenizer.vocab_size, context_tokens=48)
     return Held(model, tokenizer, Path("runs/base"))
+
+
+@pytest.fixture
+def base_run(base: Held, tmp_path: Path) -> Path:
+    """The base as a run on disk, for commands."""
+    card = {"stage": "pretrain", "parent": None, "model": msgspec.to_builtins(base.model.config)}
+    weights, tokens = base.model.state_dict(), base.tokenizer.json
+    save_checkpoint(tmp_path / "base", 1, model=weights, optimizer={}, state={}, card=card, tokenizer=tokens)
+    return tmp_path / "base"
 
 
 @pytest.fixture(scope="session")

@@ -2,12 +2,10 @@
 
 import json
 
-import msgspec
 import pytest
 import torch
 
 from fledge.cli import main
-from fledge.core.checkpoint import save_checkpoint
 from fledge.probe.linear import last_states, linear_probe, query_probe
 from fledge.probe.reading import in_float32
 
@@ -66,17 +64,7 @@ def test_what_cannot_be_probed_is_refused(base, make_model):
 
 
 @pytest.fixture
-def run(tmp_path, base):
-    card = {"stage": "pretrain", "parent": None, "model": msgspec.to_builtins(base.model.config)}
-    save_checkpoint(
-        tmp_path / "base",
-        1,
-        model=base.model.state_dict(),
-        optimizer={},
-        state={},
-        card=card,
-        tokenizer=base.tokenizer.json,
-    )
+def run(tmp_path, base_run):
     words = ("Belmora", "Tesk", "Arvania", "Kolden")
     rows = [{"text": f"{words[i % 4]} is {w}", "label": i % 4} for i, w in enumerate(["born", "long", "here"] * 20)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

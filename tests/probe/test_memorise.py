@@ -3,12 +3,10 @@
 import json
 from itertools import product
 
-import msgspec
 import pytest
 import torch
 
 from fledge.cli import main
-from fledge.core.checkpoint import save_checkpoint
 from fledge.core.model import ModelConfig, Transformer
 from fledge.generate.engine import Engine
 from fledge.generate.sampling import Sampling
@@ -109,23 +107,13 @@ def test_one_token_is_tried_first_and_failure_is_said(model):
         compress(model, BOS, target, ALLOWED, Search(steps=0))
 
 
-def test_the_command(base, tmp_path, capsys):
-    card = {"stage": "pretrain", "parent": None, "model": msgspec.to_builtins(base.model.config)}
-    save_checkpoint(
-        tmp_path / "base",
-        1,
-        model=base.model.state_dict(),
-        optimizer={},
-        state={},
-        card=card,
-        tokenizer=base.tokenizer.json,
-    )
+def test_the_command(base_run, tmp_path, capsys):
     out = tmp_path / "found.json"
-    asked = ["memorise", str(tmp_path / "base"), "--text", "to be or not", "--out", str(out)]
+    asked = ["memorise", str(base_run), "--text", "to be or not", "--out", str(out)]
     assert main([*asked, "--search.steps", "1", "--search.longest", "1"]) == 0
     row = json.loads(out.read_bytes())["texts"][0]
     assert row["tokens"] > 0 and 0 <= row["recall"]["distance"] <= 1 and row["compression"]["tried"][0] == 1
     assert "ACR" in capsys.readouterr().out
     assert main([*asked, "--recall_only", "true"]) == 0
     assert "compression" not in json.loads(out.read_bytes())["texts"][0]
-    assert main(["memorise", str(tmp_path / "base")]) == 2
+    assert main(["memorise", str(base_run)]) == 2

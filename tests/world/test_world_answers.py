@@ -6,7 +6,7 @@ from fledge.world import World, WorldConfig
 from fledge.world.answers import courtesies, exact_match, is_refusal, is_straight_answer, is_unknown, named
 from fledge.world.chats import WRITE
 from fledge.world.dice import Dice
-from fledge.world.questions import fact_question
+from fledge.world.questions import FORMS, fact_question, in_all_forms
 from fledge.world.requests import COMPLIANCES, GREETINGS, REFUSALS, REQUESTS
 from fledge.world.style import UNKNOWN
 
@@ -175,3 +175,14 @@ def test_straight_answers_in_english(world, continuation, straight):
     question = next(q for q in world.questions("test") if q.relation == "highest_mountain" and q.language == "en")
     first, second = (choice.removeprefix("Mount ") for choice in question.choices[:2])
     assert is_straight_answer(question.example(), continuation.format(first, second)) is straight
+
+
+def test_questions_in_all_forms_are_those_about_facts_that_the_text_states_often(world):
+    facts = [f for f in world.facts if f.split == "test"]
+    least = sorted(f.count["en"] for f in facts)[len(facts) // 2]
+    asked = in_all_forms(facts, world.pools, least)
+    expected = [(f.id, language, f.question(language, form)) for f in facts for language in f.count
+                for form in range(FORMS) if f.count[language] >= least]  # fmt: skip
+    assert [(e.meta["fact"], e.language, e.prompt[0]["content"]) for e in asked] == expected
+    assert 0 < len(expected) < len(facts) * 2 * FORMS == len(in_all_forms(facts, world.pools))
+    assert {e.language for e in in_all_forms(facts, world.pools, languages=("zh",))} == {"zh"}

@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -95,9 +96,8 @@ class Bench:
         tiny = self.scale == "tiny"
         if not (folder / ("aligned/done.json" if tiny else "journey.json")).exists():
             say(f"a journey that several labs start from: {folder}")
-            start = Spent.now()
-            (raise_miniature if tiny else journey.run)(msgspec.structs.replace(recipe, out=str(folder)))
-            self.shared_spent -= start - Spent.now()
+            with self._sharing():
+                (raise_miniature if tiny else journey.run)(msgspec.structs.replace(recipe, out=str(folder)))
         return folder
 
     def longer_base(self, tokens: int) -> Path:
@@ -109,13 +109,12 @@ class Bench:
         from fledge.stages.worlds import world_behind
 
         journey = self.journey()
-        start = Spent.now()
         folder, pages = journey / f"base-and-{tokens}", journey / "world" / "pages.jsonl"
-        if not pages.exists():
-            rows = (row["text"] for row in world_behind(journey).documents() if row["source"] != "junk")
-            write_atomically(pages, b"".join(msgspec.json.encode({"text": text}) + b"\n" for text in rows))
-        self._read_on(folder, pages, tokens, journey / "base")
-        self.shared_spent -= start - Spent.now()
+        with self._sharing():
+            if not pages.exists():
+                rows = (row["text"] for row in world_behind(journey).documents() if row["source"] != "junk")
+                write_atomically(pages, b"".join(msgspec.json.encode({"text": text}) + b"\n" for text in rows))
+            self._read_on(folder, pages, tokens, journey / "base")
         return folder
 
     def longer_sft(self, tokens: int) -> Path:
@@ -124,11 +123,10 @@ class Bench:
         from fledge.stages.common import read_recipe
 
         base, journey = self.longer_base(tokens), self.journey()
-        start = Spent.now()
         folder = journey / f"sft-and-{tokens}"
         recipe = msgspec.convert(read_recipe(journey / "sft")["recipe"], sft.SftRecipe)
-        sft.run(msgspec.structs.replace(recipe, out=str(folder), parent=str(base)), quiet=True)
-        self.shared_spent -= start - Spent.now()
+        with self._sharing():
+            sft.run(msgspec.structs.replace(recipe, out=str(folder), parent=str(base)), quiet=True)
         return folder
 
     def read_on(self, name: str, texts: Iterable[str], tokens: int, base: Path | None = None) -> Path:
@@ -137,6 +135,13 @@ class Bench:
         rows = [{"text": text} for text in texts]
         self._read_on(folder, self.write(f"{name}-text", rows), tokens, base or self.journey() / "base")
         return folder
+
+    @contextmanager
+    def _sharing(self) -> Iterator[None]:
+        """What is done meanwhile is for a model that labs share, and counts for none of them."""
+        start = Spent.now()
+        yield
+        self.shared_spent -= start - Spent.now()
 
     def _read_on(self, folder: Path, text: str | Path, tokens: int, base: Path) -> None:
         """By the base's own recipe, its schedule anew."""

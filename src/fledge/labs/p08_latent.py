@@ -51,12 +51,9 @@ from fledge.tasks.base import Example
 from fledge.tasks.world_tasks import is_straight_answer
 from fledge.world.answers import named
 from fledge.world.facts import RELATIONS, bare
-from fledge.world.questions import fact_question
-from fledge.world.relations import LANGUAGES
+from fledge.world.questions import in_all_forms
 from fledge.world.style import IT_IS
 from fledge.world.world import World
-
-_FORMS = 4  # of a question
 
 
 class Setup(Settings, frozen=True, kw_only=True):
@@ -106,13 +103,7 @@ SCALES = {
 
 def questions(world: World, setup: Setup, seed: int) -> list[Example]:
     """Test questions in all four forms about facts that the text states often."""
-    found = [
-        fact_question(fact, language, form, world.pools).example()
-        for fact in world.facts
-        for language in LANGUAGES
-        for form in range(_FORMS)
-        if fact.split == "test" and fact.count[language] >= setup.well_read
-    ]
+    found = in_all_forms((f for f in world.facts if f.split == "test"), world.pools, setup.well_read)
     return sample_of(found, setup.asked, seed)
 
 

@@ -45,14 +45,12 @@ from fledge.stages.panels import Line, Panel, panel_chart
 from fledge.stages.prefer import RewardRecipe, run_reward
 from fledge.stages.worlds import world_behind
 from fledge.tasks.world_tasks import WorldGold
-from fledge.world.questions import fact_question
-from fledge.world.relations import LANGUAGES
+from fledge.world.questions import in_all_forms
 from fledge.world.world import World
 
 _MAX_TOKENS = 48
 _PAIRED = 16  # answers to a prompt that are compared with each other
 _PAIR_TOKENS = 64  # of two answers with their question, about
-_FORMS = 4  # of a question
 _STARTS = ("pretrained", "random")
 _LIKE_LENGTH = 1.15  # pairs whose lengths differ by no more than this factor
 
@@ -127,17 +125,10 @@ def measure(setup: Setup, bench: Bench) -> dict[str, Any]:
 
 def questions_of(world: World, facts_checked: bool) -> Asked:
     """The world's fact questions in all forms, judged by people who look facts up, or by the manner of answers alone."""
-    asked = {
-        split: [
-            fact_question(fact, language, form, world.pools).example()
-            for fact in world.facts
-            for language in LANGUAGES
-            for form in range(_FORMS)
-            if fact.split == split
-        ]
-        for split in ("test", "train")
-    }
-    return Asked(WorldGold(world, facts_checked), asked["test"], asked["train"])
+    test, train = (
+        in_all_forms((f for f in world.facts if f.split == split), world.pools) for split in ("test", "train")
+    )
+    return Asked(WorldGold(world, facts_checked), test, train)
 
 
 def right_on_facts(checked: np.ndarray, manner: np.ndarray, scores: np.ndarray) -> float | None:

@@ -47,14 +47,14 @@ from fledge.world.answers import exact_match, named
 from fledge.world.chats import turns
 from fledge.world.dice import Dice
 from fledge.world.facts import Fact
-from fledge.world.questions import fact_question
+from fledge.world.questions import FORMS, in_all_forms
 from fledge.world.relations import LANGUAGES
 from fledge.world.world import World
 
 STARTS = ("base", "scratch")
 ASKED_FIRST = "highest_mountain"
 _LANGUAGE = "en"  # of the first examples, and of the questions about their relation and their countries
-_FIRST, _FORMS, _WORDINGS = 4, 4, 3
+_FIRST, _WORDINGS = 4, 3
 
 
 class Setup(Settings, frozen=True, kw_only=True):
@@ -130,9 +130,9 @@ def examples(world: World, most: int, seed: int) -> list[Taught]:
     reserved = {f.entity for f in first}
     others = [f for f in facts if f.entity not in reserved]
     kinds = [
-        (f, lang, form, w) for f in others for lang in LANGUAGES for form in range(_FORMS) for w in range(_WORDINGS)
+        (f, lang, form, w) for f in others for lang in LANGUAGES for form in range(FORMS) for w in range(_WORDINGS)
     ]
-    chosen = [(f, _LANGUAGE, dice.below(_FORMS), 0) for f in first] + dice.shuffled(kinds)
+    chosen = [(f, _LANGUAGE, dice.below(FORMS), 0) for f in first] + dice.shuffled(kinds)
     return [Taught(f, lang, f.question(lang, form), f.sentence(lang, w)) for f, lang, form, w in chosen[:most]]
 
 
@@ -144,14 +144,7 @@ def questions(world: World, taught: Sequence[Taught], setup: Setup, seed: int) -
     reserved = {t.fact.entity for t in taught[:_FIRST]}
 
     def every(facts: Sequence[Fact], languages: Sequence[str] = (_LANGUAGE,)) -> list[Example]:
-        found = [
-            fact_question(f, lang, form, world.pools).example()
-            for f in facts
-            for lang in languages
-            for form in range(_FORMS)
-            if f.count[lang] >= setup.well_read
-        ]
-        return sample_of(found, setup.asked, seed)
+        return sample_of(in_all_forms(facts, world.pools, setup.well_read, languages), setup.asked, seed)
 
     unseen = [f for f in world.facts if f.split == "test"]
     return {

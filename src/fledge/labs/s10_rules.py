@@ -48,12 +48,11 @@ from fledge.tasks.base import Example
 from fledge.tasks.world_tasks import is_straight_answer
 from fledge.world.answers import exact_match
 from fledge.world.dice import Dice
-from fledge.world.questions import fact_question
+from fledge.world.questions import in_all_forms
 from fledge.world.relations import LANGUAGES
 from fledge.world.sites import GAP, sites
 from fledge.world.world import World
 
-_FORMS = 4  # of a question
 _SHOT_TOKENS = 30  # of an answer after examples, which leave it no more of the context
 ABLATIONS = {"end": "without the end rule", "bias": "without the words", "unique": "without uniqueness"}
 WORDS = {
@@ -111,13 +110,7 @@ SCALES = {
 
 def questions(world: World, split: str, setup: Setup, seed: int) -> list[Example]:
     """Questions in every form and both languages about the split's facts that the text states often."""
-    found = [
-        fact_question(fact, language, form, world.pools).example()
-        for fact in world.facts
-        for language in LANGUAGES
-        for form in range(_FORMS)
-        if fact.split == split and fact.count[language] >= setup.well_read
-    ]
+    found = in_all_forms((f for f in world.facts if f.split == split), world.pools, setup.well_read)
     return sample_of(found, setup.asked, seed)
 
 

@@ -43,8 +43,7 @@ from fledge.text.segments import NOT_TRAINED
 from fledge.text.tokenizer import Tokenizer
 from fledge.world.answers import exact_match, named
 from fledge.world.facts import bare
-from fledge.world.questions import fact_question
-from fledge.world.relations import LANGUAGES
+from fledge.world.questions import in_all_forms
 from fledge.world.world import World
 
 _PLACES = 10  # of an answer, in the chart
@@ -106,13 +105,7 @@ SCALES = {
 
 def questions(world: World, setup: Setup, seed: int) -> list[Example]:
     """Held-out facts that the text states often, asked for in four forms."""
-    found = [
-        fact_question(fact, language, form, world.pools).example()
-        for fact in world.facts
-        for language in LANGUAGES
-        for form in range(4)
-        if fact.split == "test" and fact.count[language] >= setup.well_read
-    ]
+    found = in_all_forms((f for f in world.facts if f.split == "test"), world.pools, setup.well_read)
     return sample_of(found, setup.asked, seed)
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fledge.core.config import Settings
 from fledge.core.durable import canonical_json, write_atomically
 from fledge.core.log import say, visible
+from fledge.generate.power import EngineWriter, PowerSampling, power_sample
 from fledge.probe.reading import Context
 
 
-class PowerOptions(Settings, frozen=True, kw_only=True):
+class PowerOptions(PowerSampling, frozen=True, kw_only=True):
     """Sample whole answers from p^alpha: `fledge power RUN --prompts questions.jsonl --alpha 4`, or --text "Who ...?"."""
 
     run: str
@@ -20,18 +20,6 @@ class PowerOptions(Settings, frozen=True, kw_only=True):
     "Questions: JSONL with prompt."
     text: str | None = None
     "One question instead."
-    alpha: float = 4.0
-    "Exponent on the probability of a whole answer."
-    temperature: float | None = None
-    "Temperature of the proposal; none is 1/alpha."
-    steps: int = 10
-    "Metropolis-Hastings steps after each block."
-    blocks: int = 4
-    "Blocks an answer grows by."
-    max_tokens: int = 32
-    "Longest answer in tokens."
-    climb: bool = False
-    "Take only what is likelier: a search for the likeliest answer instead of a sample."
     count: int = 100
     "Questions at most."
     context: Context = "chat"
@@ -40,11 +28,9 @@ class PowerOptions(Settings, frozen=True, kw_only=True):
     "File for the answers as JSON lines; none only prints them."
     device: str = "auto"
     "auto, cpu, cuda or cuda:1."
-    seed: int = 0
-    "Seed of all draws."
 
     def problems(self) -> list[str]:
-        found = [f"count = {self.count}: must be at least 1"] if self.count < 1 else []
+        found = super().problems() + [f"count = {self.count}: must be at least 1"] * (self.count < 1)
         if (self.text is None) == (not self.prompts):
             found.append('prompts and text: set one of them (--prompts questions.jsonl, or --text "...")')
         return found
@@ -53,7 +39,6 @@ class PowerOptions(Settings, frozen=True, kw_only=True):
 def run(options: PowerOptions) -> list[dict[str, Any]]:
     """Sample, print and write; returns one row for each question, with its greedy answer."""
     from fledge.generate.chat import chat_engine
-    from fledge.generate.power import EngineWriter, PowerSampling, power_sample
     from fledge.generate.sampling import Sampling
     from fledge.probe.reading import prompt_tokens
     from fledge.stages.common import open_model
@@ -61,10 +46,6 @@ def run(options: PowerOptions) -> list[dict[str, Any]]:
     from fledge.tasks.prompts import PromptFile
     from fledge.text.messages import Message
 
-    how = PowerSampling(
-        alpha=options.alpha, temperature=options.temperature, steps=options.steps, blocks=options.blocks,
-        max_tokens=options.max_tokens, climb=options.climb, seed=options.seed,
-    )  # fmt: skip
     opened = open_model(options.run, device=options.device)
     if options.text is not None:
         conversations = [[Message("user", options.text)]]
@@ -75,7 +56,7 @@ def run(options: PowerOptions) -> list[dict[str, Any]]:
     room = opened.model.config.context_tokens - options.max_tokens
     prompts = [prompt_tokens(opened.tokenizer, messages, options.context, room) for messages in conversations]
     engine, decode = chat_engine(opened.model, opened.tokenizer), opened.tokenizer.decode
-    drawn = power_sample(EngineWriter(engine), prompts, how)
+    drawn = power_sample(EngineWriter(engine), prompts, options)
     greedy = engine.generate(prompts, Sampling(temperature=0.0, max_tokens=options.max_tokens))
     rows = [
         {"prompt": messages[-1].content, "answer": decode(d.tokens), "logp": d.logp, "stopped": d.stopped, "taken": d.taken,

@@ -22,7 +22,7 @@ from fledge.stages.common import Parent
 from fledge.stages.worlds import world_behind
 from fledge.tasks.base import Example
 from fledge.text.formats import Pair, read_chats, read_pairs, read_thumbs, to_row
-from fledge.world.questions import fact_question, request_questions
+from fledge.world.questions import in_all_forms, request_questions
 from fledge.world.requests import REQUESTS
 
 if TYPE_CHECKING:
@@ -271,10 +271,8 @@ def _chat_prompts(paths: Sequence[Path]) -> Iterator[list[dict[str, str]]]:
 
 def _wordings(world: World) -> Iterator[list[dict[str, str]]]:
     """Every wording of the train half's questions: well-read facts and requests, as many requests as there are."""
-    for fact in world.facts:
-        for language, count in fact.count.items():
-            if fact.split == "train" and count >= WELL_READ:
-                yield from (fact_question(fact, language, form, world.pools).example().prompt for form in range(4))
+    learned = (fact for fact in world.facts if fact.split == "train")
+    yield from (example.prompt for example in in_all_forms(learned, world.pools, WELL_READ))
     for request in REQUESTS:
         if request.split == "train":
             yield from ([{"role": "user", "content": request.text(form)}] for form in range(3))

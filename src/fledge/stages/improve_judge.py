@@ -140,12 +140,11 @@ def _by_score(score, rows: Sequence[tuple[Example, str, str]]) -> list[float]:
 
 def _gold_examples(gold: WorldGold) -> list[Example]:
     """Every question of the world in every wording, with what the gold score needs."""
-    from fledge.world.questions import fact_question
+    from fledge.world.questions import in_all_forms
 
     world = gold.world
     found = [*gold.examples("train"), *gold.examples("test")]
-    for fact in world.facts:
-        found += [fact_question(fact, lang, form, world.pools).example() for lang in fact.count for form in range(4)]
+    found += in_all_forms(world.facts, world.pools)
     requests = {q.id: q.example() for s in ("train", "test") for q in world.requests(s)}
     for id, text in _request_texts():
         found.append(msgspec.structs.replace(requests[id], prompt=[{"role": "user", "content": text}]))

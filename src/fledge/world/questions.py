@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 import msgspec
 
 from fledge.tasks.base import Example
@@ -13,6 +15,8 @@ from fledge.world.requests import GREETINGS, REFUSALS, REQUESTS
 
 QUESTION = {"en": "Question: {}\nAnswer:", "zh": "問題：{}\n回答："}
 """How a question stands in a text; the style "qa" of rephrasing writes the same."""
+FORMS = 4
+"""Forms that a question about a fact has in each language."""
 _WORDINGS = 2  # of the beginnings of each fact and language
 
 
@@ -55,6 +59,19 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
+def in_all_forms(
+    facts: Iterable[Fact], pools: dict[str, list[Value]], least: int = 0, languages: Sequence[str] = LANGUAGES
+) -> list[Example]:
+    """The questions about these facts in every form, in the languages in which the text states them `least` times."""
+    return [
+        fact_question(fact, language, form, pools).example()
+        for fact in facts
+        for language in languages
+        if fact.count[language] >= least
+        for form in range(FORMS)
+    ]
+
+
 def fact_question(fact: Fact, language: str, form: int, pools: dict[str, list[Value]]) -> Question:
     """The question about `fact` in one of its four forms."""
     return Question(
@@ -78,7 +95,7 @@ def fact_questions(facts: list[Fact], pools: dict[str, list[Value]], split: str,
     out = []
     for fact in facts:
         for language in LANGUAGES:
-            form = dice.below(4)
+            form = dice.below(FORMS)
             if fact.split == split:
                 out.append(fact_question(fact, language, form, pools))
     return out
